@@ -1,0 +1,120 @@
+"""What a training epoch costs: one thread, whole graphs, six random images of 220 nodes, features=statistics.
+
+    python benchmarks/epoch.py
+    python benchmarks/epoch.py --models gcn --augment default --size 1500
+
+Everything but the images is as ``grace-train`` makes it, batch size, trainer and metrics included; validation,
+checkpoints, progress bar and logger are off. Without augmentation the inputs are made once and kept, as in a run;
+with it they are made anew every epoch, and turning the images takes time that grows with their size.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+from torch_geometric.loader import DataLoader
+
+from grace_lightning.augment import Augmentation
+from grace_lightning.config import build, config_dir
+from grace_lightning.data import GraceDataset, MemoryCache
+from grace_lightning.graph import Graph, Sample, delaunay
+from grace_lightning.tasks.common import quiet_lightning
+from grace_lightning.tasks.evaluate import build_module
+
+WARM_UP = 2
+"""Epochs that are not counted."""
+GOAL = {"gcn": 0.1}
+ORIGINAL = {"gcn": 0.81, "gat": 1.45}
+
+
+class EpochClock(pl.Callback):
+    """CPU time at the start of every epoch and at the end of the last."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the time."""
+        self.ticks.append(time.process_time())
+
+    on_train_end = on_train_epoch_start
+
+    def epochs(self) -> list[float]:
+        """CPU seconds of each epoch that counts."""
+        return [after - before for before, after in zip(self.ticks, self.ticks[1:], strict=False)][WARM_UP:]
+
+
+def random_sample(number: int, nodes: int, size: int) -> Sample:
+    generator = torch.Generator().manual_seed(number)
+    pos = torch.rand(nodes, 2, generator=generator) * (size - 1)
+    edges = delaunay(pos)
+    label = torch.randint(2, (nodes,), generator=generator)
+    graph = Graph(pos, edges, label, label[edges].amin(dim=0))
+    return Sample(f"random_{number}", torch.randn(1, size, size, generator=generator), graph)
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = hydra.compose("train", ["features=statistics", "run_dir=.", "trainer.accelerator=cpu", *overrides])
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> list[float]:
+    """CPU seconds of each epoch."""
+    config = compose(f"model={model}", f"augment={augment}", f"trainer.max_epochs={WARM_UP + epochs}")
+    pl.seed_everything(config["seed"], verbose=False)
+    features = build(config["features"], "features")
+    steps = {name: build(step, f"augment.{name}") for name, step in config["augment"].items()}
+    cache = MemoryCache(config["data"]["cache_gib"] * 2**30)
+    dataset = GraceDataset(range(len(samples)), samples.__getitem__, features, Augmentation(steps), cache=cache)
+    module = build_module(config, features)
+    module.fit_to(dataset.prepared(k) for k in range(len(dataset)))
+    clock = EpochClock()
+    trainer = build(
+        config["trainer"],
+        "trainer",
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, DataLoader(dataset, batch_size=config["data"]["batch_size"], shuffle=True))
+    return clock.epochs()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["gcn", "gat"])
+    parser.add_argument("--augment", nargs="+", default=["none", "default"])
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--nodes", type=int, default=220)
+    parser.add_argument("--size", type=int, default=512, help="side of the images in pixels")
+    parser.add_argument("--epochs", type=int, default=10, help=f"that count, after {WARM_UP} that do not")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    quiet_lightning()
+    warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
+    samples = [random_sample(k, args.nodes, args.size) for k in range(args.images)]
+    table = Table("model", "augment", "CPU s per epoch", "least", "most", "goal", "the original")
+    for model in args.models:
+        for augment in args.augment:
+            times = measure(model, augment, samples, args.epochs)
+            summary = [f"{pick(times):.3f}" for pick in (statistics.median, min, max)]
+            known = [str(values.get(model, "-")) for values in (GOAL, ORIGINAL)]
+            table.add_row(model, augment, *summary, *known)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    with threadpool_limits(1):
+        main()

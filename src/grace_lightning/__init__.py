@@ -1,0 +1,1 @@
+"""Find filaments in micrographs: graphs over detections, learned and linked."""

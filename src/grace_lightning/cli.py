@@ -1,0 +1,129 @@
+"""The commands.
+
+Torch and Lightning are imported only once a command runs, so that ``--help`` and typos answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from grace_lightning.config import config_dir
+from grace_lightning.errors import InputError, InputWarning
+
+
+def train() -> None:
+    """``grace-train``: train a network, then evaluate it on the inference images."""
+    _command("train")
+
+
+def evaluate() -> None:
+    """``grace-evaluate``: score a checkpoint on annotated images."""
+    _command("evaluate")
+
+
+def simulate() -> None:
+    """``grace-simulate``: make annotated micrographs."""
+    _command("simulate")
+
+
+def _command(name: str) -> None:
+    """Run the task ``name`` on the configuration ``conf/<name>.yaml``.
+
+    The user's mistakes end in one line on stderr and status 2; any other exception is a bug and shows its traceback.
+    """
+    running = False
+
+    @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)
+    def run(cfg: DictConfig) -> Any:
+        nonlocal running
+        running = True
+        task = import_module(f"grace_lightning.tasks.{name}")
+        try:
+            getattr(task, name)(cfg)
+        except InputError as error:
+            _fail(name, str(error))
+
+    OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
+    warnings.showwarning = _show_warning
+    # PyTorch Geometric and torchmetrics still use what newer torch calls deprecated: nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*is deprecated.*", module="torch")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would shorten tracebacks and exit with 1 on its own
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException) as error:
+        if running and not isinstance(error, OmegaConfBaseException):
+            raise
+        _fail(name, _explain(error, name))
+    except OSError as error:
+        if running:
+            raise
+        _fail(name, f"{error.filename}: {error.strerror}; the run folder cannot be made, set log_dir= to another place")
+
+
+def _new_folder(path: str) -> str:
+    """Make and claim a folder; where runs started in one second want the same name, later ones get a number."""
+    for count in range(1, 1000):
+        name = path if count == 1 else f"{path}-{count}"
+        try:
+            Path(name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # Hydra will fail at the same place, and be reported
+            pass
+        return name
+    return path
+
+
+def _fail(command: str, message: str) -> NoReturn:
+    print(f"grace-{command}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _explain(error: Exception, name: str) -> str:
+    """One line for a configuration error; for an unknown key the nearest one that exists."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    key = getattr(cause, "full_key", None)
+    if key is None or "is not in struct" not in str(cause):
+        return str(error)
+    near = difflib.get_close_matches(key, _known_keys(name), n=1, cutoff=0.0)
+    return f"{key}: no such key; did you mean {near[0]}? (--cfg job prints all keys)"
+
+
+def _known_keys(name: str) -> list[str]:
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = hydra.compose(name)
+
+    def walk(node: Any, path: str) -> list[str]:
+        here = [path] if path else []
+        if not isinstance(node, dict):
+            return here
+        return here + [k for key, value in node.items() for k in walk(value, f"{path}.{key}" if path else str(key))]
+
+    return walk(OmegaConf.to_container(cfg), "")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, InputWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr, end="")

@@ -1,0 +1,192 @@
+"""Networks over graphs: node and edge features in, node and edge logits out.
+
+All treat an edge as undirected: messages pass both ways, and the edge head does not know which end is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GATv2Conv, GCNConv
+
+from grace_lightning.errors import InputError
+
+
+def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of the given widths with GELU and dropout between them."""
+    layers: list[nn.Module] = []
+    for k, (before, after) in enumerate(pairwise(widths)):
+        layers.append(nn.Linear(before, after))
+        if k < len(widths) - 2:
+            layers += [nn.GELU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def both_ways(edges: Tensor, edge_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each undirected edge as two directed ones: (2, E), (E, ...) to (2, 2 E), (2 E, ...)."""
+    return torch.cat([edges, edges.flip(0)], dim=1), torch.cat([edge_values, edge_values])
+
+
+class GatedGCNConv(nn.Module):
+    """Kipf and Welling's graph convolution (ICLR 2017) with a weight per edge learned from the edge's features."""
+
+    def __init__(self, width_in: int, width_out: int, edge_width: int) -> None:
+        super().__init__()
+        self.conv = GCNConv(width_in, width_out)
+        self.gate = nn.Linear(edge_width, 1)
+
+    def forward(self, h: Tensor, edges: Tensor, edge_h: Tensor) -> Tensor:
+        """(N, in), (2, K) directed edges, (K, G) to (N, out)."""
+        return self.conv(h, edges, self.gate(edge_h).sigmoid().squeeze(1))  # type: ignore[no-any-return]
+
+
+class AttentionConv(nn.Module):
+    """Brody's attention GATv2 (ICLR 2022), edge features included; the heads share the output width."""
+
+    def __init__(self, width_in: int, width_out: int, edge_width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width_out % heads:
+            raise InputError(f"model.heads: {heads}, expected a divisor of every width in model.hidden ({width_out})")
+        self.conv = GATv2Conv(width_in, width_out // heads, heads=heads, edge_dim=edge_width)
+
+    def forward(self, h: Tensor, edges: Tensor, edge_h: Tensor) -> Tensor:
+        """(N, in), (2, K) directed edges, (K, G) to (N, out)."""
+        return self.conv(h, edges, edge_attr=edge_h)  # type: ignore[no-any-return]
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, conv: nn.Module, width_in: int, width_out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width_in)
+        self.conv = conv
+        self.act = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)
+
+    def forward(self, h: Tensor, edges: Tensor, edge_h: Tensor) -> Tensor:
+        return self.skip(h) + self.dropout(self.act(self.conv(self.norm(h), edges, edge_h)))  # type: ignore[no-any-return]
+
+
+class _NodeEdgeNetwork(nn.Module):
+    """Encoders, residual blocks of some convolution, and the two heads: what GCN and GAT share."""
+
+    def __init__(
+        self,
+        node_width: int,
+        edge_width: int,
+        hidden: Sequence[int],
+        dense: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if not hidden or min([*hidden, *dense]) < 1:
+            raise InputError(
+                f"model.hidden: {list(hidden)}, model.dense: {list(dense)}, expected widths of 1 or more, "
+                "and one hidden at least"
+            )
+        if not 0 <= dropout < 1:
+            raise InputError(f"model.dropout: {dropout}, expected a fraction from 0 to below 1")
+        widths = [hidden[0], *hidden]
+        self.edge_encoder = mlp([edge_width, hidden[0], hidden[0]])
+        # A node is told its own features and the mean and maximum of its edges'.
+        self.node_encoder = mlp([node_width + 2 * hidden[0], hidden[0], hidden[0]])
+        self.blocks = nn.ModuleList(
+            _ResidualBlock(self.convolution(before, after, hidden[0]), before, after, dropout)
+            for before, after in pairwise(widths)
+        )
+        self.node_norm = nn.LayerNorm(widths[-1])
+        self.node_head = mlp([widths[-1], *dense, 2], dropout)
+        self.edge_head = mlp([2 * widths[-1] + hidden[0], *dense, 2], dropout)
+
+    def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of nodes and edges.
+
+        Parameters
+        ----------
+        x : (N, F) float32
+        edges : (2, E) int64, each undirected edge once
+        edge_x : (E, G) float32
+
+        Returns
+        -------
+        (N, 2) and (E, 2) float32
+        """
+        edge_h = self.edge_encoder(edge_x)
+        directed, directed_h = both_ways(edges, edge_h)
+        h = self.node_encoder(torch.cat([x, around_nodes(directed[1], directed_h, len(x))], dim=1))
+        for block in self.blocks:
+            h = block(h, directed, directed_h)
+        h = self.node_norm(h)
+        first, second = h[edges[0]], h[edges[1]]
+        pair = torch.cat([first + second, (first - second).abs(), edge_h], dim=1)
+        return self.node_head(h), self.edge_head(pair)
+
+
+def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
+    """Mean and maximum of what arrives at each node: (K,) targets and (K, G) values to (N, 2 G); zero where none."""
+    index = target[:, None].expand_as(values)
+    zero = values.new_zeros(num_nodes, values.shape[1])
+    mean = zero.scatter_reduce(0, index, values, "mean", include_self=False)
+    largest = zero.scatter_reduce(0, index, values, "amax", include_self=False)
+    return torch.cat([mean, largest], dim=1)
+
+
+class GCN(_NodeEdgeNetwork):
+    """Graph convolutional network with node and edge heads.
+
+    Parameters
+    ----------
+    node_width, edge_width : features per node and per edge; given at run time
+    hidden : widths of the convolutions, one block each
+    dense : widths of the hidden layers of both heads
+    dropout : fraction
+    """
+
+    def __init__(
+        self,
+        node_width: int,
+        edge_width: int,
+        hidden: Sequence[int] = (64, 64, 64),
+        dense: Sequence[int] = (64,),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(node_width, edge_width, hidden, dense, dropout)
+
+    def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
+        """One graph convolution."""
+        return GatedGCNConv(width_in, width_out, edge_width)
+
+
+class GAT(_NodeEdgeNetwork):
+    """Graph attention network with node and edge heads.
+
+    Parameters
+    ----------
+    node_width, edge_width : features per node and per edge; given at run time
+    hidden : widths of the convolutions, one block each; divisible by ``heads``
+    dense : widths of the hidden layers of both heads
+    heads : attention heads of every convolution
+    dropout : fraction
+    """
+
+    def __init__(
+        self,
+        node_width: int,
+        edge_width: int,
+        hidden: Sequence[int] = (64, 64, 64),
+        dense: Sequence[int] = (64,),
+        heads: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
+        self.heads = heads
+        super().__init__(node_width, edge_width, hidden, dense, dropout)
+
+    def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
+        """One attention layer."""
+        return AttentionConv(width_in, width_out, edge_width, self.heads)

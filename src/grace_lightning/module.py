@@ -1,0 +1,224 @@
+"""The network in training: features, loss, metrics, optimiser, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from grace_lightning.data import GraphData
+from grace_lightning.errors import InputError
+from grace_lightning.graph import Label
+from grace_lightning.metrics import EpochScores
+
+CHECKPOINT_KEY = "grace_lightning"
+"""Where a checkpoint keeps the resolved configuration it was trained with."""
+
+Heads = dict[str, Tensor]
+
+
+class Prediction(NamedTuple):
+    """Probabilities of one image.
+
+    Attributes
+    ----------
+    name : stem of the image
+    node_probability, edge_probability : (N,) and (E,) float32, of the positive class
+    node_label, edge_label : (N,) and (E,) int64
+    """
+
+    name: str
+    node_probability: Tensor
+    edge_probability: Tensor
+    node_label: Tensor
+    edge_label: Tensor
+
+
+def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over what is labelled; 0 where all is UNKNOWN.
+
+    Parameters
+    ----------
+    logits : (M, 2)
+    label : (M,) int64
+    weight : (2,) per class or None
+    """
+    total = functional.cross_entropy(logits, label, weight, ignore_index=Label.UNKNOWN, reduction="sum")
+    known = label[label != Label.UNKNOWN]
+    count = known.new_tensor(len(known)) if weight is None else weight[known].sum()
+    return total / count.clamp(min=1e-12) if len(known) else total
+
+
+def class_counts(label: Tensor) -> Tensor:
+    """Number of negatives and of positives among labels (M,): (2,) int64."""
+    return torch.bincount(label, minlength=3)[:2]
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """Class weights inversely proportional to the classes' counts (2,), 1 on the mean over all examples: (2,) float32.
+
+    A class that never occurs weighs like the other.
+    """
+    weights = counts.sum() / (2 * counts.clamp(min=1))
+    return torch.where((counts > 0).all(), weights, torch.ones(2)).float()
+
+
+class GraceModule(pl.LightningModule):
+    """Node and edge classifier.
+
+    Parameters
+    ----------
+    features : turns a prepared graph into node features (N, F) and edge features (E, G)
+    network : turns these and the edges into node logits (N, 2) and edge logits (E, 2)
+    optimizer : makes the optimiser from the parameters; not needed for prediction
+    scheduler : makes the learning rate schedule from the optimiser, stepped once per epoch; None keeps the rate
+    node_weight, edge_weight : of the two cross-entropies in the loss
+    class_weights : ``balanced`` weighs classes inversely to their frequency in the training set; None equally
+    config : the resolved configuration, plain containers, kept in the checkpoint
+    """
+
+    node_class_weight: Tensor
+    edge_class_weight: Tensor
+
+    def __init__(
+        self,
+        features: nn.Module,
+        network: nn.Module,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        node_weight: float = 1.0,
+        edge_weight: float = 1.0,
+        class_weights: Literal["balanced"] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.network = network
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.loss_weight = {"node": node_weight, "edge": edge_weight}
+        self.class_weights = class_weights
+        self.config = config or {}
+        self.register_buffer("node_class_weight", torch.ones(2))
+        self.register_buffer("edge_class_weight", torch.ones(2))
+        self.scores = nn.ModuleDict(
+            {f"{stage}_{head}": EpochScores() for stage in ("train", "valid") for head in ("node", "edge")}
+        )
+
+    def fit_to(self, prepared: Iterable[GraphData]) -> None:
+        """Take the scale of the features and the class weights from the training set, not augmented."""
+        nodes, edges = torch.zeros(2, 2, dtype=torch.int64)
+        for data in prepared:
+            self.features.update_scale(data)  # type: ignore[operator]
+            nodes += class_counts(data.node_label)
+            edges += class_counts(data.edge_label)
+        if self.class_weights == "balanced":
+            self.node_class_weight.copy_(balanced_weights(nodes))
+            self.edge_class_weight.copy_(balanced_weights(edges))
+
+    def forward(self, data: GraphData) -> Heads:
+        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2)."""
+        x, edge_x = self.features(data)
+        if not data.has_subgraphs:
+            node, edge = self.network(x, data.edge_index, edge_x)
+            return {"node": node, "edge": edge}
+        node, edge = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
+        is_centre = data.member_node == data.member_centre
+        touches = is_centre[data.member_edges].any(dim=0)
+        # Every edge touches a centre twice, once in the neighbourhood of either end.
+        mean = edge.new_zeros(len(edge_x), 2).index_add(0, data.member_edge[touches], edge[touches] / 2)
+        return {"node": node[is_centre], "edge": mean}
+
+    def _step(self, data: GraphData, stage: str) -> Tensor:
+        logits = self(data)
+        losses = {
+            "node": masked_cross_entropy(logits["node"], data.node_label, self.node_class_weight),
+            "edge": masked_cross_entropy(logits["edge"], data.edge_label, self.edge_class_weight),
+        }
+        loss = sum((self.loss_weight[head] * value for head, value in losses.items()), torch.zeros_like(losses["node"]))
+        for head, value in losses.items():
+            self._metric(stage, head).update(logits[head].detach().softmax(1)[:, 1], data[f"{head}_label"])
+            self.log(f"{stage}/{head}_loss", value.detach(), on_step=False, on_epoch=True, batch_size=data.num_graphs)
+        self.log(
+            f"{stage}/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=data.num_graphs
+        )
+        return loss
+
+    def training_step(self, batch: GraphData, batch_idx: int) -> Tensor:
+        """Loss of one batch of images."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: GraphData, batch_idx: int) -> None:
+        """Metrics of one batch of images."""
+        self._step(batch, "valid")
+
+    def predict_step(self, batch: GraphData, batch_idx: int) -> list[Prediction]:
+        """Probabilities of the images of one batch, on the CPU."""
+        logits = self(batch)
+        columns = [logits["node"].softmax(1)[:, 1], logits["edge"].softmax(1)[:, 1], batch.node_label, batch.edge_label]
+        sizes = [batch.nodes_per_image, batch.edges_per_image] * 2
+        parts = [column.cpu().split(size) for column, size in zip(columns, sizes, strict=True)]
+        return [Prediction(*image) for image in zip(batch.name, *parts, strict=True)]
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's metrics."""
+        self._log_scores("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_scores("valid")
+
+    def _metric(self, stage: str, head: str) -> EpochScores:
+        return cast(EpochScores, self.scores[f"{stage}_{head}"])
+
+    def _log_scores(self, stage: str) -> None:
+        for head in ("node", "edge"):
+            metric = self._metric(stage, head)
+            scores, confusion = metric.compute()
+            metric.reset()
+            values = {f"{stage}/{head}_{name}": float("nan") if v is None else v for name, v in scores.items()}
+            counts = zip(("tn", "fp", "fn", "tp"), confusion.flatten().tolist(), strict=True)
+            values |= {f"{stage}/{head}_confusion_{name}": float(count) for name, count in counts}
+            self.log_dict(values, batch_size=1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimiser and schedule."""
+        if self.make_optimizer is None:
+            raise RuntimeError("this module was made for prediction: it has no optimizer")
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration, so that evaluation and prediction need the checkpoint alone."""
+        checkpoint[CHECKPOINT_KEY] = self.config
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's content, without running anything in it.
+
+    Raises
+    ------
+    InputError
+        The file is missing, cannot be read, or is not a checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; a run keeps its own in <run folder>/model/best.ckpt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever zip and pickle raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is the file complete?") from error
+    if not isinstance(content, dict) or not {CHECKPOINT_KEY, "state_dict"} <= content.keys():
+        raise InputError(f"{path}: not a checkpoint of grace-train (it has no '{CHECKPOINT_KEY}' and 'state_dict')")
+    return content

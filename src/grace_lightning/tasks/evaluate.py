@@ -1,0 +1,166 @@
+"""``grace-evaluate``, and the scores at the end of ``grace-train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from grace_lightning import figures
+from grace_lightning.config import build
+from grace_lightning.data import GraceDataModule, GraceDataset
+from grace_lightning.errors import InputError
+from grace_lightning.metrics import SCORES, Scores, classification
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, read_checkpoint
+from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
+
+Metrics = dict[str, Any]
+
+OWN_CLASSES = "grace_lightning."
+"""Only classes of this package are made from a checkpoint's configuration."""
+
+
+def evaluate(cfg: DictConfig) -> Metrics:
+    """Score a checkpoint on annotated images; writes ``metrics.json`` and ``infer/`` into the run folder.
+
+    Returns
+    -------
+    metrics, see :func:`score`
+    """
+    config = plain(cfg)
+    quiet_lightning()
+    if config["checkpoint"] is None:
+        raise InputError("checkpoint is not set; give a file such as checkpoint=runs/<run>/model/best.ckpt")
+    module = load_module(config["checkpoint"])
+    data = {**module.config["data"], "simulation": None}
+    data |= {key: value for key, value in config["data"].items() if value is not None}
+    if config["data"]["infer_image_dir"] is not None:
+        # One folder to split in training, another one to score now: the split is over.
+        data |= {"image_dir": None, "grace_dir": None, "infer_grace_dir": config["data"]["infer_grace_dir"]}
+    datamodule: GraceDataModule = build(data, "data", features=module.features)
+    datamodule.setup("predict")
+    if not datamodule.sources["infer"]:
+        raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")
+    trainer: pl.Trainer = build(config["trainer"], "trainer", logger=False)
+    result = evaluate_infer(trainer, module, datamodule, Path(config["run_dir"]))
+    console = Console()
+    print_scores(console, {"infer": result})
+    console.print(f"run folder  {short(Path(config['run_dir']))}", highlight=False)
+    return result
+
+
+def load_module(path: str | Path) -> GraceModule:
+    """The trained module of a checkpoint, ready to predict.
+
+    Raises
+    ------
+    InputError
+        Not a checkpoint of this package, or one whose configuration names another package's classes.
+    """
+    checkpoint = read_checkpoint(path)
+    config = checkpoint[CHECKPOINT_KEY]
+    for key in ("features", "model", "module", "data"):
+        for target in _targets(config[key]):
+            if not target.startswith(OWN_CLASSES):
+                raise InputError(f"{path}: {key} names {target!r}, expected classes of {OWN_CLASSES[:-1]} only")
+    features = build(config["features"], "features")
+    module = build_module({**config, "optimizer": None, "scheduler": None}, features)
+    module.config = config
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its weights do not fit its configuration; was it made by another version?"
+        ) from error
+    return module.eval()
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [t for value in node.values() for t in _targets(value)]
+    if isinstance(node, list):
+        return [t for value in node for t in _targets(value)]
+    return []
+
+
+def build_module(config: Config, features: Any) -> GraceModule:
+    """The module that a resolved configuration describes."""
+    network = build(config["model"], "model", node_width=features.node_width, edge_width=features.edge_width)
+    module: GraceModule = build(
+        config["module"],
+        "module",
+        features=features,
+        network=network,
+        optimizer=build(config["optimizer"], "optimizer"),
+        scheduler=build(config["scheduler"], "scheduler"),
+        config=config,
+    )
+    return module
+
+
+def predict(trainer: pl.Trainer, module: GraceModule, loader: Any) -> list[Prediction]:
+    """Probabilities of all images of a loader, in its order."""
+    batches = trainer.predict(module, loader)
+    return [prediction for batch in batches or [] for prediction in batch]
+
+
+def score(predictions: Sequence[Prediction]) -> Metrics:
+    """Metrics of all nodes and edges together, and of each image.
+
+    Returns
+    -------
+    ``nodes`` and ``edges``: values of :data:`grace_lightning.metrics.SCORES`; ``images``: the same by image
+    """
+
+    def both(part: Sequence[Prediction]) -> dict[str, Scores]:
+        return {
+            "nodes": classification(
+                torch.cat([p.node_probability for p in part]), torch.cat([p.node_label for p in part])
+            ),
+            "edges": classification(
+                torch.cat([p.edge_probability for p in part]), torch.cat([p.edge_label for p in part])
+            ),
+        }
+
+    return {**both(predictions), "images": {p.name: both([p]) for p in predictions}}
+
+
+def evaluate_infer(trainer: pl.Trainer, module: GraceModule, datamodule: GraceDataModule, run_dir: Path) -> Metrics:
+    """Score the inference images; write ``metrics.json``, and numbers and a picture per image into ``infer/``."""
+    dataset = datamodule.dataset("infer")
+    predictions = predict(trainer, module, datamodule.predict_dataloader())
+    metrics = score(predictions)
+    folder = run_dir / "infer"
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, prediction in enumerate(predictions):
+        write_json(folder / f"{prediction.name}.json", metrics["images"][prediction.name])
+        _draw(dataset, index, prediction, folder / f"{prediction.name}.png")
+    write_json(run_dir / "metrics.json", metrics)
+    return metrics
+
+
+def _draw(dataset: GraceDataset, index: int, prediction: Prediction, path: Path) -> None:
+    sample = dataset.sample(index)
+    figure = figures.probabilities(
+        sample.image, sample.graph, prediction.node_probability, prediction.edge_probability, title=sample.name
+    )
+    figure.savefig(path)
+
+
+def print_scores(console: Console, results: dict[str, Metrics]) -> None:
+    """A table of the scores by set, nodes and edges."""
+    table = Table(*["", "", *(name.replace("_", " ") for name in SCORES)])
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name, metrics in results.items():
+        for head in ("nodes", "edges"):
+            values = [metrics[head][key] for key in SCORES]
+            table.add_row(name, head, *("-" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)

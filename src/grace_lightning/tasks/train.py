@@ -1,0 +1,96 @@
+"""``grace-train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.progress import track
+
+from grace_lightning.augment import Augmentation
+from grace_lightning.config import build, check, check_value
+from grace_lightning.data import GraceDataModule, GraphData
+from grace_lightning.errors import InputError
+from grace_lightning.module import CHECKPOINT_KEY, read_checkpoint
+from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
+from grace_lightning.tasks.evaluate import Metrics, build_module, evaluate_infer, predict, print_scores, score
+
+
+def train(cfg: DictConfig) -> Metrics:
+    """Train, keep the best and the last checkpoint, and score the best one.
+
+    Returns
+    -------
+    metrics by set, see :func:`score`
+    """
+    config = plain(cfg)
+    check_value(config["seed"], int, "seed")
+    check_value(config["ckpt_path"], str | None, "ckpt_path")
+    check({"trainer": config["trainer"], **config}, "")  # the trainer first: other nodes refer to its values
+    quiet_lightning()
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    run_dir = Path(config["run_dir"])
+
+    features = build(config["features"], "features")
+    steps = {name: build(step, f"augment.{name}") for name, step in (config["augment"] or {}).items()}
+    datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=Augmentation(steps))
+    module = build_module(config, features)
+    callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
+    loggers = {name: build(node, f"logger.{name}") for name, node in (config["logger"] or {}).items()}
+    trainer: pl.Trainer = build(
+        config["trainer"],
+        "trainer",
+        callbacks=[c for c in callbacks.values() if c is not None],
+        logger=[logger for logger in loggers.values() if logger is not None] or False,
+    )
+    resumed = _resume_from(config)
+
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    console = Console()
+    # All images are read before the first epoch: a damaged one is reported now, not after an hour.
+    prepared = {name: _prepare_all(datamodule, name, console) for name in datamodule.sources}
+    module.fit_to(prepared["train"])
+    trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
+
+    best = _best_checkpoint(callbacks.values(), config["ckpt_path"])
+    if best is not None:
+        module.load_state_dict(read_checkpoint(best)["state_dict"])
+    results = {"valid": score(predict(trainer, module, datamodule.val_dataloader()))}
+    if datamodule.sources["infer"]:
+        results["infer"] = evaluate_infer(trainer, module, datamodule, run_dir)
+    print_scores(console, results)
+    console.print(f"run folder  {short(run_dir)}", highlight=False)
+    console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
+    return results
+
+
+def _prepare_all(datamodule: GraceDataModule, name: str, console: Console) -> list[GraphData]:
+    dataset = datamodule.dataset(name, augmented=name == "train")
+    images = track(range(len(dataset)), f"reading {name} images", console=console, transient=True)
+    prepared = [dataset.prepared(k) for k in images]
+    nodes, edges = (sum(len(data[key]) for data in prepared) for key in ("node_label", "edge_label"))
+    console.print(f"{name}  {len(dataset)} images, {nodes} nodes, {edges} edges", highlight=False)
+    return prepared
+
+
+def _resume_from(config: Config) -> str | None:
+    path = config["ckpt_path"]
+    if path is None:
+        return None
+    trained = read_checkpoint(path)[CHECKPOINT_KEY]
+    for key in ("model", "features"):
+        if trained[key] != config[key]:
+            raise InputError(f"ckpt_path: {path} was trained with {key} {trained[key]}, this run has {config[key]}")
+    return str(path)
+
+
+def _best_checkpoint(callbacks: Any, resumed: str | None) -> str | None:
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+            return callback.best_model_path
+    return resumed

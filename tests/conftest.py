@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data next to the repository; tests that ask for it are marked ``shared``."""
+    folder = Path(__file__).parents[1].parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("needs ../shared/data")
+    return folder

@@ -1,0 +1,389 @@
+"""The commands, as typed, from a folder of the user's."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from grace_lightning import cli
+from grace_lightning.errors import InputWarning
+from grace_lightning.simulate import Simulator, simulate_folder
+
+SMALL = [
+    "trainer.max_epochs=2",
+    "model.hidden=[8]",
+    "model.dense=[8]",
+    "callbacks.progress=null",
+    "trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Four annotated micrographs of 128 x 128 pixels."""
+    folder = tmp_path_factory.mktemp("simulated")
+    simulator = Simulator(
+        size=[128, 128], num_filaments=2, width=10, period=20, spacing=8, false_detections=12, num_blobs=1
+    )
+    simulate_folder(simulator, folder, num_images=4, seed=1)
+    return folder
+
+
+@pytest.fixture
+def data(simulated, tmp_path):
+    """A copy of them to spoil."""
+    return Path(shutil.copytree(simulated, tmp_path / "data"))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Run a command in an empty folder: exit status, stdout, stderr."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    # what a command changes in its process, put back after the test
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def command(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"grace-{name}", *map(str, arguments)])
+        capfd.readouterr()
+        status = 0
+        try:
+            getattr(cli, name)()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capfd.readouterr()
+
+    return command
+
+
+def folders(data):
+    return ["data=folders", *(f"data.{part}_image_dir={data}" for part in ("train", "valid", "infer"))]
+
+
+def expect_refusal(result, *parts):
+    """Status 2 and one line on stderr that names what is needed."""
+    status, _, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert status == 2
+    assert len(lines) == 1, err
+    for part in parts:
+        assert re.search(part, lines[0]), lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(simulated, tmp_path_factory):
+    """The run folder of a short training, and what it printed."""
+    work = tmp_path_factory.mktemp("work")
+    code = "from grace_lightning.cli import train; train()"
+    command = [sys.executable, "-c", code, *folders(simulated), *SMALL, "hydra.run.dir=run", "trainer.max_epochs=3"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return work / "run", done
+
+
+class TestTrain:
+    def test_prints_metrics_the_folder_and_the_dashboard_and_nothing_else(self, trained):
+        _, done = trained
+        assert re.search(r"│ infer │ edges │ .*\d\.\d{3}", done.stdout)
+        assert "run folder  run" in done.stdout
+        assert "tensorboard --logdir runs" in done.stdout
+        assert done.stderr == ""
+
+    def test_run_folder_holds_what_the_design_says(self, trained):
+        run, _ = trained
+        names = {
+            "model/best.ckpt",
+            "model/last.ckpt",
+            "metrics.json",
+            ".hydra/config.yaml",
+            "infer/micrograph_0000.png",
+        }
+        assert all((run / name).is_file() for name in names)
+        assert list(run.glob("events.out.tfevents.*"))
+
+    def test_metrics_have_the_fixed_form(self, trained):
+        metrics = json.loads((trained[0] / "metrics.json").read_text())
+        scores = {"accuracy", "precision", "recall", "f1", "auroc", "average_precision"}
+        assert set(metrics) == {"nodes", "edges", "images"}
+        assert set(metrics["nodes"]) == set(metrics["edges"]) == scores
+        assert set(metrics["images"]) == {f"micrograph_000{k}" for k in range(4)}
+        assert set(metrics["images"]["micrograph_0002"]["edges"]) == scores
+
+    def test_metrics_of_every_epoch_are_logged(self, trained):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(trained[0]))
+        events.Reload()
+        tags = set(events.Tags()["scalars"])
+        for stage in ("train", "valid"):
+            assert {f"{stage}/loss", f"{stage}/node_loss", f"{stage}/edge_average_precision"} <= tags
+            assert f"{stage}/node_confusion_tp" in tags
+        assert len(events.Scalars("valid/edge_average_precision")) == 3
+
+    def test_checkpoints_load_without_running_code(self, trained):
+        for name in ("best", "last"):
+            checkpoint = torch.load(trained[0] / "model" / f"{name}.ckpt", weights_only=True)
+            assert checkpoint["grace_lightning"]["model"]["hidden"] == [8]
+
+    def test_last_is_the_last_epoch(self, trained):
+        assert torch.load(trained[0] / "model" / "last.ckpt", weights_only=True)["epoch"] == 2
+
+    def test_evaluation_needs_the_checkpoint_and_the_folder_alone(self, trained, simulated, run):
+        checkpoint = trained[0] / "model" / "best.ckpt"
+        status, out, err = run("evaluate", f"checkpoint={checkpoint}", f"data.infer_image_dir={simulated}")
+        assert (status, err) == (0, "")
+        made = next(Path("runs").iterdir())
+        assert json.loads((made / "metrics.json").read_text()) == json.loads((trained[0] / "metrics.json").read_text())
+        assert (made / "infer" / "micrograph_0003.png").is_file()
+        assert "infer" in out
+
+    def test_resuming_goes_on_where_the_run_stopped(self, trained, simulated, run):
+        last = trained[0] / "model" / "last.ckpt"
+        status, _, _ = run(
+            "train", *folders(simulated), *SMALL, f"ckpt_path={last}", "trainer.max_epochs=5", "hydra.run.dir=on"
+        )
+        assert status == 0
+        assert torch.load("on/model/last.ckpt", weights_only=True)["epoch"] == 4
+
+    def test_resuming_with_another_network_is_refused(self, trained, simulated, run):
+        last = trained[0] / "model" / "last.ckpt"
+        result = run("train", *folders(simulated), *SMALL, f"ckpt_path={last}", "model.hidden=[16]")
+        expect_refusal(result, "ckpt_path: .*last.ckpt was trained with model")
+
+    def test_a_checkpoint_may_name_classes_of_this_package_only(self, trained, run, tmp_path):
+        checkpoint = torch.load(trained[0] / "model" / "best.ckpt", weights_only=True)
+        checkpoint["grace_lightning"]["model"] = {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}
+        torch.save(checkpoint, tmp_path / "evil.ckpt")
+        result = run("evaluate", f"checkpoint={tmp_path}/evil.ckpt", f"data.infer_image_dir={tmp_path}")
+        expect_refusal(result, "model names 'os.system', expected classes of grace_lightning")
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model=gat", "data.num_hops=1"], ["features.laplacian=true", "augment=none"]], ids=str
+)
+def test_variants_train(overrides, simulated, run):
+    small = SMALL if "model=gat" not in overrides else [*SMALL, "model.heads=2"]
+    status, out, err = run(
+        "train", *overrides, *folders(simulated), *small, "logger={}", "callbacks.learning_rate=null"
+    )
+    assert (status, err) == (0, "")
+    assert "infer" in out
+
+
+def test_simulated_data_is_made_once_and_used_again(run):
+    simulation = [
+        "data.simulation.num_images={train: 2, valid: 1, infer: 1}",
+        "data.simulation.simulator.size=[128,128]",
+    ]
+    simulation += [f"data.simulation.simulator.{k}" for k in ("width=10", "num_filaments=2", "false_detections=10")]
+    assert run("train", *SMALL, *simulation)[0] == 0
+    image = Path("simulated/train/train_0000.mrc")
+    made = image.stat().st_mtime_ns
+    assert run("train", *SMALL, *simulation, "log_dir=again")[0] == 0
+    assert image.stat().st_mtime_ns == made
+
+
+def test_two_runs_of_one_second_have_two_folders(simulated, run):
+    for _ in range(2):
+        run("train", *folders(simulated), *SMALL, "hydra.job.name=x", "trainer.max_epochs=1")
+    assert len([p for p in Path("runs").iterdir() if (p / "metrics.json").is_file()]) == 2
+
+
+def test_same_seed_same_result(simulated, run):
+    for name in ("a", "b"):
+        run("train", *folders(simulated), *SMALL, f"hydra.run.dir={name}", "seed=3")
+    first, second = (torch.load(f"{n}/model/last.ckpt", weights_only=True)["state_dict"] for n in "ab")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_simulate_writes_what_train_reads(run):
+    small = ["simulator.size=[128,128]", "simulator.width=10", "simulator.num_filaments=2"]
+    status, out, err = run("simulate", "out_dir=sim", "num_images=2", "seed=4", *small)
+    assert (status, err) == (0, "")
+    assert "2 micrographs in sim" in out
+    assert sorted(p.name for p in Path().iterdir()) == ["sim"]
+    assert len(list(Path("sim").glob("*.grace"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "parts"),
+    [
+        ("train", "model.hiden=[8]", ["model.hiden", "did you mean model.hidden"]),
+        ("train", "data.train_imge_dir=x", ["did you mean data.train_image_dir"]),
+        ("train", "model=gnn", ["gnn", "gat.*gcn"]),
+        ("train", "model.dropout=high", ["model.dropout: 'high', expected float"]),
+        ("train", "trainer.max_epochs=soon", ["trainer.max_epochs: 'soon', expected"]),
+        ("train", "optimizer.lr=fast", ["optimizer.lr: 'fast', expected"]),
+        ("train", "seed=a", ["seed: 'a', expected int"]),
+        ("train", "+model.depth=3", ["model.depth: GCN takes no such key"]),
+        ("train", "augment.random_edge_crop.max_fraction=2", ["max_fraction: 2, expected a fraction"]),
+        ("train", "log_dir=/dev/null/runs", ["/dev/null/runs", "log_dir"]),
+        ("train", "ckpt_path=nowhere.ckpt", ["nowhere.ckpt: no such checkpoint"]),
+        ("train", "data=folders", ["data.train_image_dir is not set"]),
+        ("evaluate", "trainer.devices=1", ["checkpoint is not set"]),
+        ("evaluate", "checkpoint=nowhere.ckpt", ["nowhere.ckpt: no such checkpoint"]),
+        ("simulate", "num_images=many", ["num_images: 'many', expected int"]),
+        ("simulate", "simulator.snr=-1", ["snr"]),
+    ],
+)
+def test_wrong_words_on_the_command_line(command, override, parts, run):
+    expect_refusal(run(command, override), *parts)
+
+
+def spoil_nodes(data, **columns):
+    path = data / "micrograph_0001.grace" / "nodes.parquet"
+    frame = pd.read_parquet(path)
+    for name, value in columns.items():
+        frame.loc[3, name] = value
+    frame.to_parquet(path)
+
+
+def spoil_edges(data, **columns):
+    path = data / "micrograph_0001.grace" / "edges.parquet"
+    frame = pd.read_parquet(path)
+    for name, value in columns.items():
+        frame.loc[3, name] = value
+    frame.to_parquet(path)
+
+
+def truncate(data):
+    path = data / "micrograph_0001.mrc"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def text_as_png(data):
+    (data / "micrograph_0001.mrc").unlink()
+    (data / "micrograph_0001.png").write_text("not a picture")
+
+
+def without_x(data):
+    import h5py
+
+    with h5py.File(data / "micrograph_0001.h5", "a") as file:
+        for name in ("axis0", "block0_items"):
+            file[f"df/{name}"][...] = np.array([b"q", *file[f"df/{name}"][1:]])
+
+
+def other_metadata(data):
+    (data / "micrograph_0001.grace" / "metadata.json").write_text('{"image_filename": "micrograph_0002"}')
+
+
+def other_annotation(data):
+    np.savez(data / "micrograph_0001.grace" / "annotation.npz", annotation=np.zeros((64, 128), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (shutil.rmtree, ["data: no such folder"]),
+        (lambda data: [p.unlink() for p in data.glob("*.mrc")], ["data: no images"]),
+        (truncate, ["micrograph_0001.mrc"]),
+        (text_as_png, ["micrograph_0001.png"]),
+        (without_x, ["micrograph_0001.h5", "x"]),
+        (lambda data: spoil_nodes(data, x=float("nan")), ["micrograph_0001.grace/nodes.parquet", "x is empty in 1 of"]),
+        (lambda data: spoil_nodes(data, y=float("inf")), ["micrograph_0001.grace/nodes.parquet", "3", "finite"]),
+        (lambda data: spoil_nodes(data, x=500.0), ["nodes.parquet", "detection 3", "outside the image of 128 x 128"]),
+        (lambda data: spoil_nodes(data, node_ground_truth=7), ["nodes.parquet", "7", "0.*1.*2"]),
+        (lambda data: spoil_edges(data, edge_ground_truth=-1), ["edges.parquet", "-1"]),
+        (lambda data: spoil_edges(data, target=1203), ["edges.parquet", "1203", "grace-annotate"]),
+        (lambda data: (data / "micrograph_0001.grace" / "edges.parquet").unlink(), ["edges.parquet"]),
+        (other_metadata, ["metadata.json", "micrograph_0002", "expected micrograph_0001"]),
+        (other_annotation, ["annotation.npz", "128 x 64", "128 x 128"]),
+    ],
+)
+def test_bad_files_are_named_before_training(spoil, parts, data, run):
+    spoil(data)
+    expect_refusal(run("train", *folders(data), *SMALL), *parts)
+
+
+def test_a_bad_inference_image_is_found_before_training(data, simulated, run):
+    truncate(data)
+    result = run("train", *folders(simulated), *SMALL, f"data.infer_image_dir={data}")
+    expect_refusal(result, "micrograph_0001.mrc")
+    assert not list(Path().glob("runs/*/model/*.ckpt"))
+
+
+def test_skipped_images_are_counted_and_named(data, run):
+    shutil.rmtree(data / "micrograph_0002.grace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", InputWarning)
+        status, out, err = run("train", *folders(data), *SMALL, "trainer.max_epochs=1")
+    assert status == 0
+    assert err == f"warning: {data}: 1 of 4 images have no .grace folder and were skipped: micrograph_0002\n"
+    assert "train  3 images" in out
+
+
+def test_warnings_are_one_line_without_source(capsys):
+    cli._show_warning(InputWarning("two files differ"), InputWarning, "x.py", 3)
+    assert capsys.readouterr().err == "warning: two files differ\n"
+
+
+def test_a_bug_shows_its_traceback(simulated, run, monkeypatch):
+    monkeypatch.setattr("grace_lightning.tasks.train.build_module", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("train", *folders(simulated), *SMALL)
+
+
+def test_help_and_typos_answer_without_loading_torch(tmp_path):
+    code = "import sys; from grace_lightning.cli import train\ntry: train()\nfinally: print('torch' in sys.modules)"
+    for argument, status, text in (("--help", 0, "grace-train data=folders"), ("model.hiden=3", 2, "model.hidden")):
+        command = [sys.executable, "-c", code, argument]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status
+        assert text in done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "False"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+def test_real_photographs(model, shared, run):
+    roots = shared / "data" / "roots"
+    parts = [f"data.{part}_image_dir={roots / part}" for part in ("train", "valid", "infer")]
+    options = ["data=folders", f"model={model}", "trainer.max_epochs=2", "callbacks.progress=null"]
+    status, _, err = run("train", *options, *parts)
+    assert (status, err) == (0, "")
+    metrics = json.loads(next(Path("runs").glob("*/metrics.json")).read_text())
+    assert set(metrics["images"]) == {"455", "457R"}
+    assert metrics["nodes"]["average_precision"] > 0.6  # chance is .41
+
+
+@pytest.mark.slow
+def test_wheel_brings_commands_and_configuration(tmp_path):
+    root = Path(__file__).parents[1]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path / "dist", root], check=True)
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    code = (
+        "import grace_lightning, sys; from grace_lightning.cli import train; print(grace_lightning.__file__); train()"
+    )
+    command = [sys.executable, "-c", code, "--cfg", "job"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(str(tmp_path / "site"))
+    assert "_target_: grace_lightning.models.GCN" in done.stdout
+    assert (tmp_path / "site" / "bin" / "grace-train").is_file()
+
+
+def test_png_micrographs_train_too(data, run):
+    import mrcfile
+
+    for path in data.glob("*.mrc"):
+        pixels = mrcfile.read(path)
+        scaled = ((pixels - pixels.min()) / np.ptp(pixels) * 65535).astype(np.uint16)
+        path.with_suffix(".png").write_bytes(imagecodecs.png_encode(scaled))
+        path.unlink()
+    assert run("train", *folders(data), *SMALL, "trainer.max_epochs=1")[0] == 0

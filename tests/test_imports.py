@@ -1,0 +1,61 @@
+"""Imports go one way, heavy ones stay out of the command line, and the extras stay out of the core."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
+ORDER = [
+    *("errors", "config", "graph", "io", "simulate", "augment", "features", "models"),
+    *("data", "metrics", "figures", "module", "tasks", "cli"),
+]
+
+
+def module_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Modules of this package that a file imports, anywhere in it but inside functions."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("grace_lightning"):
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_every_module_has_its_place():
+    assert {module_of(path) for path in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    own = ORDER.index(module_of(path))
+    later = [name for name in imported(path) if ORDER.index(name) > own]
+    assert not later
+
+
+def loaded(statement):
+    code = f"import sys; {statement}; print(*sorted(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_command_line_starts_without_torch():
+    assert not {"torch", "pytorch_lightning", "torch_geometric", "pandas", "matplotlib"} & loaded(
+        "import grace_lightning.cli"
+    )
+
+
+def test_core_does_not_need_the_extras():
+    hide = "sys.modules.update(dict.fromkeys(['torchvision', 'timm', 'optuna', 'tables', 'sklearn']))"
+    assert "grace_lightning.module" in loaded(f"{hide}; import grace_lightning.tasks.train")
+
+
+def test_only_figures_imports_matplotlib():
+    users = {module_of(p) for p in FILES if "matplotlib" in p.read_text()}
+    assert users == {"figures"}

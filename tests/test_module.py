@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from helpers import random_sample
+from torch_geometric.data import Batch
+
+from grace_lightning.data import prepare
+from grace_lightning.errors import InputError
+from grace_lightning.features import Statistics
+from grace_lightning.models import GCN
+from grace_lightning.module import GraceModule, balanced_weights, class_counts, masked_cross_entropy, read_checkpoint
+
+
+def test_loss_leaves_the_unknown_out():
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [5.0, -5.0]])
+    loss = masked_cross_entropy(logits, torch.tensor([1, 0, 2]))
+    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_loss_of_nothing_known_is_zero_with_zero_gradients():
+    logits = torch.randn(3, 2, requires_grad=True)
+    masked_cross_entropy(logits, torch.tensor([2, 2, 2])).backward()
+    assert logits.grad.abs().sum() == 0
+    empty = masked_cross_entropy(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+    assert empty.item() == 0
+
+
+def test_loss_is_a_weighted_mean():
+    logits = torch.zeros(2, 2)
+    logits[1, 0] = 3
+    weight = torch.tensor([1.0, 4.0])
+    loss = masked_cross_entropy(logits, torch.tensor([1, 0]), weight)
+    assert loss.item() == pytest.approx((4 * math.log(2) + math.log(1 + math.exp(-3))) / 5)
+
+
+def test_balanced_weights_are_inverse_frequencies():
+    weights = balanced_weights(class_counts(torch.tensor([0, 0, 1, 2, 0, 2])))
+    assert weights.tolist() == pytest.approx([4 / 6, 4 / 2])
+    assert balanced_weights(class_counts(torch.tensor([0, 0]))).tolist() == [1, 1]
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    features = Statistics(patch_size=9)
+    module = GraceModule(features, GCN(features.node_width, features.edge_width, hidden=[16], dense=[8]))
+    return module.eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_hops": 1}], ids=str)
+def test_a_batch_of_images_gives_each_images_own_prediction(module, options):
+    samples = [random_sample("a", 30, 0), random_sample("b", 1, 1), random_sample("c", 20, 2)]
+    graphs = [prepare(s, module.features, **options) for s in samples]
+    with torch.no_grad():
+        together = module.predict_step(Batch.from_data_list(graphs), 0)
+        alone = [module.predict_step(Batch.from_data_list([g]), 0)[0] for g in graphs]
+    assert [p.name for p in together] == ["a", "b", "c"]
+    for one, other, sample in zip(together, alone, samples, strict=True):
+        assert torch.allclose(one.node_probability, other.node_probability, atol=1e-6)
+        assert torch.allclose(one.edge_probability, other.edge_probability, atol=1e-6)
+        assert torch.equal(one.node_label, sample.graph.node_label)
+        assert torch.equal(one.edge_label, sample.graph.edge_label)
+
+
+def test_scale_of_the_features_is_part_of_the_weights(module):
+    module.fit_to([prepare(random_sample(), module.features)])
+    state = module.state_dict()
+    assert state["features.node_scale.mean"].abs().sum() > 0
+    assert (state["features.edge_scale.deviation"] != 1).any()
+
+
+class TestReadCheckpoint:
+    def test_missing(self, tmp_path):
+        with pytest.raises(InputError, match=r"best.ckpt: no such checkpoint"):
+            read_checkpoint(tmp_path / "best.ckpt")
+
+    def test_truncated(self, tmp_path):
+        path = tmp_path / "best.ckpt"
+        torch.save({"state_dict": {"w": torch.zeros(1000)}, "grace_lightning": {}}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            read_checkpoint(path)
+
+    def test_of_another_program(self, tmp_path):
+        torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+        with pytest.raises(InputError, match="not a checkpoint of grace-train"):
+            read_checkpoint(tmp_path / "other.ckpt")
+
+    def test_code_in_a_file_is_not_run(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "ran"), "w"))
+
+        torch.save({"state_dict": {}, "grace_lightning": Evil()}, tmp_path / "evil.ckpt")
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            read_checkpoint(tmp_path / "evil.ckpt")
+        assert not (tmp_path / "ran").exists()
