@@ -15,7 +15,6 @@ best epoch is chosen by the valid images' edge average precision. Every run has 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -80,21 +79,16 @@ def classifier_run(name: str, seed: int, data: dict[str, list[GraphData]]) -> Ru
 
 
 def network_run(model: str, seed: int, overrides: list[str]) -> Run:
+    print(f"training {model}, seed {seed}", file=sys.stderr)
     command = [str(Path(sys.executable).with_name("grace-train")), *overrides, f"model={model}", f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
-        start = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [*command, f"log_dir={folder}"],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start = sum(os.times()[2:4])  # of the children, user and system
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*command, f"log_dir={folder}"], env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{' '.join(command)}\n{done.stderr}")
-        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = sum(os.times()[2:4]) - start
         metrics = json.loads(next(Path(folder).glob("*/metrics.json")).read_text())
-    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
     return metrics["nodes"]["average_precision"], metrics["edges"]["average_precision"], seconds
 
 
@@ -122,7 +116,7 @@ def main() -> None:
     for name, values in runs.items():
         *precision, seconds = zip(*values, strict=True)
         spread = [f"{statistics.mean(p):.3f} ± {statistics.pstdev(p):.3f}" for p in precision]
-        table.add_row(name, *spread, f"{statistics.mean(seconds):.1f}")
+        table.add_row(name, *spread, f"{statistics.mean(seconds):.2f}")
     Console().print(table)
 
 

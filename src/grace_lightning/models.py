@@ -123,18 +123,18 @@ class _NodeEdgeNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, directed, directed_h)
         h = self.node_norm(h)
-        first, second = h[edges[0]], h[edges[1]]
+        first, second = h.index_select(0, edges[0]), h.index_select(0, edges[1])  # backwards faster than h[...]
         pair = torch.cat([first + second, (first - second).abs(), edge_h], dim=1)
         return self.node_head(h), self.edge_head(pair)
 
 
 def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
     """Mean and maximum of what arrives at each node: (K,) targets and (K, G) values to (N, 2 G); zero where none."""
-    index = target[:, None].expand_as(values)
-    zero = values.new_zeros(num_nodes, values.shape[1])
-    mean = zero.scatter_reduce(0, index, values, "mean", include_self=False)
-    largest = zero.scatter_reduce(0, index, values, "amax", include_self=False)
-    return torch.cat([mean, largest], dim=1)
+    arrived = values.new_zeros(num_nodes, 1).index_add(0, target, values.new_ones(len(target), 1))
+    mean = values.new_zeros(num_nodes, values.shape[1]).index_add(0, target, values) / arrived.clamp(min=1)
+    lowest = torch.full_like(mean, -torch.inf)
+    largest = lowest.scatter_reduce(0, target[:, None].expand_as(values), values, "amax")
+    return torch.cat([mean, torch.where(arrived > 0, largest, 0.0)], dim=1)
 
 
 class GCN(_NodeEdgeNetwork):

@@ -109,6 +109,8 @@ class GraceModule(pl.LightningModule):
         self.config = config or {}
         self.register_buffer("node_class_weight", torch.ones(2))
         self.register_buffer("edge_class_weight", torch.ones(2))
+        # by stage, since validation runs inside a training epoch: three losses and the number of images of each step
+        self._losses: dict[str, list[Tensor]] = {"train": [], "valid": []}
         self.scores = nn.ModuleDict(
             {f"{stage}_{head}": EpochScores() for stage in ("train", "valid") for head in ("node", "edge")}
         )
@@ -144,12 +146,10 @@ class GraceModule(pl.LightningModule):
             "edge": masked_cross_entropy(logits["edge"], data.edge_label, self.edge_class_weight),
         }
         loss = sum((self.loss_weight[head] * value for head, value in losses.items()), torch.zeros_like(losses["node"]))
-        for head, value in losses.items():
+        for head in losses:
             self._metric(stage, head).update(logits[head].detach().softmax(1)[:, 1], data[f"{head}_label"])
-            self.log(f"{stage}/{head}_loss", value.detach(), on_step=False, on_epoch=True, batch_size=data.num_graphs)
-        self.log(
-            f"{stage}/loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=data.num_graphs
-        )
+        images = torch.full_like(loss, data.num_graphs)
+        self._losses[stage].append(torch.stack([loss, losses["node"], losses["edge"], images]).detach())
         return loss
 
     def training_step(self, batch: GraphData, batch_idx: int) -> Tensor:
@@ -180,14 +180,29 @@ class GraceModule(pl.LightningModule):
         return cast(EpochScores, self.scores[f"{stage}_{head}"])
 
     def _log_scores(self, stage: str) -> None:
+        """Log losses and scores of an epoch.
+
+        Lightning's own log, which takes as long as a layer of the network for every value, gets what callbacks
+        monitor: the losses, and the validation scores. The rest goes to the loggers directly.
+        """
+        steps = torch.stack(self._losses[stage])
+        self._losses[stage].clear()
+        means = (steps[:, :3] * steps[:, 3:]).sum(0) / steps[:, 3].sum()
+        losses = dict(zip((f"{stage}/loss", f"{stage}/node_loss", f"{stage}/edge_loss"), means, strict=True))
+        self.log_dict(losses, prog_bar=True, sync_dist=True)
+        shown: dict[str, float] = {"epoch": self.current_epoch}
+        monitored: dict[str, float] = {}
         for head in ("node", "edge"):
             metric = self._metric(stage, head)
             scores, confusion = metric.compute()
             metric.reset()
-            values = {f"{stage}/{head}_{name}": float("nan") if v is None else v for name, v in scores.items()}
             counts = zip(("tn", "fp", "fn", "tp"), confusion.flatten().tolist(), strict=True)
-            values |= {f"{stage}/{head}_confusion_{name}": float(count) for name, count in counts}
-            self.log_dict(values, batch_size=1)
+            shown |= {f"{stage}/{head}_confusion_{name}": count for name, count in counts}
+            values = {f"{stage}/{head}_{name}": float("nan") if v is None else v for name, v in scores.items()}
+            (monitored if stage == "valid" else shown).update(values)
+        self.log_dict(monitored)
+        for logger in self.loggers:
+            logger.log_metrics(shown, step=self.global_step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimiser and schedule."""
