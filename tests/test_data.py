@@ -40,13 +40,15 @@ def counting_reader():
 
 
 def dataset(read, cache=0, augment=None):
-    return GraceDataset([Source("a", "a"), Source("b", "b")], read, Statistics(9), augment, cache=MemoryCache(cache))
+    return GraceDataset(
+        [Source("a", "a"), Source("b", "b")], read, Statistics(scale=9, patch=1), augment, cache=MemoryCache(cache)
+    )
 
 
 class TestDataset:
     def test_prepared_graph_has_every_edge_once_and_the_labels(self):
         sample = random_sample()
-        data = prepare(sample, Statistics(9))
+        data = prepare(sample, Statistics(scale=9, patch=1))
         assert torch.equal(data.edge_index, sample.graph.edges)
         assert torch.equal(data.node_label, sample.graph.node_label)
         assert data.x.shape == (40, 4)
@@ -75,7 +77,7 @@ class TestDataset:
 
 class TestFolders:
     def test_three_folders(self, folder):
-        module = GraceDataModule(Statistics(9), train_image_dir=str(folder), valid_image_dir=str(folder))
+        module = GraceDataModule(Statistics(scale=9, patch=1), train_image_dir=str(folder), valid_image_dir=str(folder))
         module.setup("fit")
         assert [len(module.sources[n]) for n in ("train", "valid", "infer")] == [5, 5, 0]
         batch = next(iter(module.val_dataloader()))
@@ -87,12 +89,12 @@ class TestFolders:
         other.mkdir()
         for path in folder.glob("*.grace"):
             path.rename(other / path.name)
-        module = GraceDataModule(Statistics(9), infer_image_dir=str(folder), infer_grace_dir=str(other))
+        module = GraceDataModule(Statistics(scale=9, patch=1), infer_image_dir=str(folder), infer_grace_dir=str(other))
         module.setup("predict")
         assert len(module.sources["infer"]) == 5
 
     def test_batches_hold_several_images(self, folder):
-        module = GraceDataModule(Statistics(9), infer_image_dir=str(folder), batch_size=3)
+        module = GraceDataModule(Statistics(scale=9, patch=1), infer_image_dir=str(folder), batch_size=3)
         module.setup("predict")
         batches = list(module.predict_dataloader())
         assert [b.name for b in batches] == [["m0", "m1", "m2"], ["m3", "m4"]]
@@ -100,7 +102,7 @@ class TestFolders:
         assert sum(batches[0].edges_per_image) == batches[0].edge_index.shape[1]
 
     def test_one_folder_is_split(self, folder):
-        module = GraceDataModule(Statistics(9), image_dir=str(folder), split=[0.6, 0.2, 0.2])
+        module = GraceDataModule(Statistics(scale=9, patch=1), image_dir=str(folder), split=[0.6, 0.2, 0.2])
         module.setup("fit")
         names = {part: {s.name for s in sources} for part, sources in module.sources.items()}
         assert [len(names[n]) for n in ("train", "valid", "infer")] == [3, 1, 1]
@@ -108,10 +110,10 @@ class TestFolders:
 
     def test_missing_keys_are_named(self, folder):
         with pytest.raises(InputError, match=r"data.valid_image_dir is not set"):
-            GraceDataModule(Statistics(9), train_image_dir=str(folder)).setup("fit")
+            GraceDataModule(Statistics(scale=9, patch=1), train_image_dir=str(folder)).setup("fit")
 
     def test_both_ways_at_once_are_refused(self, folder):
-        module = GraceDataModule(Statistics(9), image_dir=str(folder), infer_image_dir=str(folder))
+        module = GraceDataModule(Statistics(scale=9, patch=1), image_dir=str(folder), infer_image_dir=str(folder))
         with pytest.raises(InputError, match=r"data.image_dir and data.infer_image_dir are both set"):
             module.setup("fit")
 
@@ -150,7 +152,9 @@ def test_unknown_labels_become_negative_unless_kept(folder):
     write_grace(folder / "m0.grace", unknown, metadata={"image_filename": "m0"})
     source = find_sources(folder)[0]
     for keep, label in ((False, 0), (True, 2)):
-        module = GraceDataModule(Statistics(9), keep_node_unknown_labels=keep, keep_edge_unknown_labels=keep)
+        module = GraceDataModule(
+            Statistics(scale=9, patch=1), keep_node_unknown_labels=keep, keep_edge_unknown_labels=keep
+        )
         graph = module._read(source).graph
         assert graph.node_label.unique().tolist() == [label]
         assert graph.edge_label.unique().tolist() == [label]

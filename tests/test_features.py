@@ -1,15 +1,22 @@
+import math
+
 import pytest
 import torch
+from helpers import random_sample
 
+from grace_lightning.data import prepare
 from grace_lightning.errors import InputError
 from grace_lightning.features import (
     EDGE_WIDTH,
+    Learned,
     Standardise,
     Statistics,
     crop_patches,
+    edge_strips,
     encode_geometry,
     flatten_image,
     laplacian,
+    node_patches,
     patch_statistics,
     standardise_image,
 )
@@ -90,8 +97,8 @@ def test_laplacian_is_degree_minus_adjacency_and_sparse():
 def test_laplacian_features_are_appended():
     pos = torch.tensor([[5.0, 5.0], [25.0, 5.0], [15.0, 20.0]])
     sample = Sample("a", torch.rand(1, 30, 30), from_detections(pos)[0])
-    plain = Statistics(patch_size=5).extract(sample)["x"]
-    both = Statistics(patch_size=5, laplacian=True).extract(sample)["x"]
+    plain = Statistics(scale=5, patch=1).extract(sample)["x"]
+    both = Statistics(scale=5, patch=1, laplacian=True).extract(sample)["x"]
     assert torch.equal(both[:, :4], plain)
     assert torch.allclose(both[:, 4:], 3 * plain - plain.sum(dim=0), atol=1e-5)  # a triangle: degree 2 each
 
@@ -110,9 +117,9 @@ def test_encoding_marks_missing_neighbours_and_forgets_the_ends():
 def test_extraction_in_chunks_gives_the_same(monkeypatch):
     pos = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 60
     sample = Sample("a", torch.rand(1, 64, 64), from_detections(pos)[0])
-    features = Statistics(patch_size=7)
+    features = Statistics(scale=7, patch=1)
     whole = features.extract(sample)["x"]
-    monkeypatch.setattr("grace_lightning.features.CHUNK_BYTES", 4 * 7 * 7 * 3)
+    monkeypatch.setattr("grace_lightning.features.statistics.CHUNK_BYTES", 4 * 7 * 7 * 3)
     assert torch.equal(features.extract(sample)["x"], whole)
 
 
@@ -126,7 +133,97 @@ def test_standardise_takes_mean_and_deviation_of_all_batches():
     assert set(scale.state_dict()) == {"mean", "deviation"}
 
 
-@pytest.mark.parametrize(("key", "value"), [("patch_size", 0), ("flatten_sigma", 0.2)])
+@pytest.mark.parametrize(("key", "value"), [("patch", 0.0), ("flatten", -1.0), ("scale", 0.0)])
 def test_impossible_sizes_are_refused(key, value):
     with pytest.raises(InputError, match=f"features.{key}: {value}"):
         Statistics(**{key: value})
+
+
+class TestResampledCrops:
+    def test_patch_is_interpolated_about_the_position(self):
+        patch = node_patches(ramp(20, 20), torch.tensor([[10.5, 8.0]]), size=4, samples=3)
+        rows, columns = torch.tensor([6.0, 8.0, 10.0]), torch.tensor([8.5, 10.5, 12.5])
+        assert torch.allclose(patch[0, 0], 100 * rows[:, None] + columns, atol=1e-2)
+
+    def test_patch_is_reflected_at_the_border(self):
+        patch = node_patches(ramp(9, 9), torch.tensor([[0.0, 4.0]]), size=4, samples=5)
+        assert torch.allclose(patch[0, 0, 2], 400 + torch.tensor([2.0, 1, 0, 1, 2]), atol=1e-2)
+
+    def test_strip_runs_from_south_to_north_with_east_on_its_right(self):
+        # an upright edge from y 15 to y 7; a quarter of its length, 2 pixels, beyond both ends
+        pos, edges = torch.tensor([[10.0, 7.0], [10.0, 15.0]]), torch.tensor([[0], [1]])
+        strip = edge_strips(ramp(24, 24), pos, edges, half_width=3, samples=(4, 3))
+        rows, columns = torch.tensor([17.0, 13.0, 9.0, 5.0]), torch.tensor([7.0, 10.0, 13.0])
+        assert strip.shape == (1, 1, 4, 3)
+        assert torch.allclose(strip[0, 0], 100 * rows[:, None] + columns, atol=1e-2)
+        assert torch.equal(edge_strips(ramp(24, 24), pos, edges.flip(0), half_width=3, samples=(4, 3)), strip)
+
+    def test_level_strip_runs_to_the_east_with_south_on_its_right(self):
+        pos, edges = torch.tensor([[16.0, 12.0], [8.0, 12.0]]), torch.tensor([[0], [1]])
+        strip = edge_strips(ramp(24, 24), pos, edges, half_width=3, samples=(4, 3))
+        columns, rows = torch.tensor([6.0, 10.0, 14.0, 18.0]), torch.tensor([9.0, 12.0, 15.0])
+        assert torch.allclose(strip[0, 0], 100 * rows + columns[:, None], atol=1e-2)
+
+    @pytest.mark.parametrize("angle", [0.3, 1.2, 2.9])
+    def test_a_filament_along_an_edge_lies_straight_in_its_strip(self, angle):
+        rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(80.0), indexing="ij")
+        across = (columns - 40) * math.sin(angle) - (rows - 40) * math.cos(angle)
+        image = torch.exp(-((across / 3) ** 2))[None]
+        half = 12 * torch.tensor([math.cos(angle), math.sin(angle)])
+        pos = torch.stack([40 - half, 40 + half])
+        strip = edge_strips(image, pos, torch.tensor([[0], [1]]), half_width=12, samples=(9, 9))[0, 0]
+        expected = torch.exp(-((torch.linspace(-12, 12, 9) / 3) ** 2)).expand(9, 9)
+        assert (strip - expected).abs().max() < 0.05
+
+    def test_two_detections_at_one_place_give_a_finite_strip(self):
+        pos = torch.tensor([[5.0, 5.0], [5.0, 5.0]])
+        assert edge_strips(ramp(9, 9), pos, torch.tensor([[0], [1]]), half_width=2, samples=(3, 3)).isfinite().all()
+
+
+class TestLearned:
+    def features(self):
+        torch.manual_seed(0)
+        return Learned(scale=8, patch_samples=9, strip_samples=[8, 5], channels=[4, 8], width=6)
+
+    def test_another_magnification_needs_one_number(self):
+        # the same scene at twice the size: nearly the same features
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(1, 12, 12, generator=generator)
+        small, large = (
+            torch.nn.functional.interpolate(coarse[None], size=(s, s), mode="bicubic", align_corners=True)[0]
+            for s in (101, 201)
+        )
+        pos = 10 + 80 * torch.rand(12, 2, generator=generator)
+        values = []
+        for scale, image, points in ((8.0, small, pos), (16.0, large, 2 * pos)):
+            torch.manual_seed(0)
+            features = Learned(scale=scale, flatten=None, channels=[4], width=6).eval()
+            sample = Sample("a", features.preprocess(image), from_detections(points)[0])
+            with torch.no_grad():
+                values.append(features(prepare(sample, features))[0])
+        assert torch.allclose(*values, atol=0.02)
+        assert values[0].std(dim=0).min() > 0.02
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_chunks_give_the_same_as_all_at_once(self, training, monkeypatch):
+        features = self.features().eval()  # batch statistics would differ between chunks
+        data = prepare(random_sample(), features)
+        with torch.set_grad_enabled(training):
+            whole = features(data)
+            monkeypatch.setattr("grace_lightning.features.learned.CHUNK", 7)
+            parts = features(data)
+        assert torch.allclose(whole[0], parts[0], atol=1e-5)
+        assert torch.allclose(whole[1], parts[1], atol=1e-5)
+        if training:
+            parts[1].sum().backward()
+            assert all(p.grad is not None for p in features.edge_encoder.parameters())
+
+    def test_patches_are_augmented_where_asked(self):
+        features = self.features().eval()
+        data = prepare(random_sample(), features)
+        with torch.no_grad():
+            nodes, edges = features(data)
+            blank, same = features(data, lambda patches: patches * 0)
+        assert torch.allclose(blank, blank[:1].expand_as(blank))
+        assert not torch.allclose(blank, nodes)
+        assert torch.equal(edges, same)

@@ -4,19 +4,22 @@ from helpers import random_sample
 
 from grace_lightning.data import prepare
 from grace_lightning.errors import InputError
-from grace_lightning.features import Statistics
-from grace_lightning.models import GAT, GCN, around_nodes
+from grace_lightning.features import Learned, Statistics
+from grace_lightning.models import GAT, GCN, MPNN, around_nodes
 from grace_lightning.module import GraceModule
 
-NETWORKS = [GCN, GAT]
+NETWORKS = [GCN, GAT, MPNN]
+FEATURES = {
+    "statistics": lambda: Statistics(scale=9, patch=1),
+    "learned": lambda: Learned(scale=8, patch_samples=7, strip_samples=[8, 5], channels=[4, 8], width=8),
+}
 
 
-def network(kind, **options):
+def network(kind, features="statistics", **options):
     torch.manual_seed(0)
-    features = Statistics(patch_size=9)
-    module = GraceModule(
-        features, kind(features.node_width, features.edge_width, hidden=[16, 24], dense=[8], **options)
-    )
+    features = FEATURES[features]()
+    sizes = {"width": 16} if kind is MPNN else {"hidden": [16, 24]}
+    module = GraceModule(features, kind(features.node_width, features.edge_width, **sizes, dense=[8], **options))
     module.fit_to([prepare(random_sample(), features)])
     return module.eval()
 
@@ -28,8 +31,9 @@ def logits(module, sample, **options):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("options", [{}, {"num_hops": 1}, {"num_hops": 2, "connection": "fireworks"}], ids=str)
-def test_renumbering_the_detections_renumbers_the_logits(kind, options):
-    module, sample = network(kind), random_sample()
+@pytest.mark.parametrize("features", FEATURES)
+def test_renumbering_the_detections_renumbers_the_logits(kind, options, features):
+    module, sample = network(kind, features), random_sample()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(5))
     other = sample.replace(graph=sample.graph.renumber(order))
     first, second = logits(module, sample, **options), logits(module, other, **options)
@@ -42,7 +46,7 @@ def test_renumbering_the_detections_renumbers_the_logits(kind, options):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_swapping_the_ends_of_edges_changes_nothing(kind):
-    module, data = network(kind), prepare(random_sample(), Statistics(patch_size=9))
+    module, data = network(kind), prepare(random_sample(), Statistics(scale=9, patch=1))
     with torch.no_grad():
         x, edge_x = module.features(data)
         node, edge = module.network(x, data.edge_index, edge_x)
@@ -68,8 +72,9 @@ def test_messages_pass_both_ways(kind):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_evaluation_is_deterministic_at_high_dropout_and_training_is_not(kind):
-    module, sample = network(kind, dropout=0.9), random_sample()
+@pytest.mark.parametrize("features", FEATURES)
+def test_evaluation_is_deterministic_at_high_dropout_and_training_is_not(kind, features):
+    module, sample = network(kind, features, dropout=0.9), random_sample()
     first, second = logits(module, sample), logits(module, sample)
     assert torch.equal(first["node"], second["node"])
     assert torch.equal(first["edge"], second["edge"])
@@ -79,8 +84,9 @@ def test_evaluation_is_deterministic_at_high_dropout_and_training_is_not(kind):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("nodes", [0, 1, 2])
-def test_tiny_graphs(kind, nodes):
-    out = logits(network(kind), random_sample(nodes=nodes))
+@pytest.mark.parametrize("features", FEATURES)
+def test_tiny_graphs(kind, nodes, features):
+    out = logits(network(kind, features), random_sample(nodes=nodes))
     assert out["node"].shape == (nodes, 2)
     assert out["edge"].shape == (max(0, nodes - 1), 2)
     assert out["node"].isfinite().all()

@@ -48,18 +48,26 @@ class GraphData(Data):
         """Whether the network sees the neighbourhood of each node instead of the whole graph."""
         return "member_node" in self
 
+    # Plain numbers, not tensors: asking a GPU for them would make it wait.
+
     @property
     def nodes_per_image(self) -> list[int]:
         """Number of nodes of each image of a batch."""
-        return self.ptr.diff().tolist() if "ptr" in self else [int(self.num_nodes)]
+        return [nodes for nodes, _ in self._by_image("graph_size")]
 
     @property
     def edges_per_image(self) -> list[int]:
         """Number of edges of each image of a batch."""
-        if "ptr" not in self:
-            return [self.edge_index.shape[1]]
-        image = torch.bucketize(self.edge_index[0], self.ptr[1:], right=True)
-        return torch.bincount(image, minlength=len(self.ptr) - 1).tolist()
+        return [edges for _, edges in self._by_image("graph_size")]
+
+    @property
+    def image_shapes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each image of a batch, where the features took the image along."""
+        return self._by_image("image_shape")
+
+    def _by_image(self, key: str) -> list[Any]:
+        value = self[key]  # a batch has a list of what a single graph has
+        return value if isinstance(value, list) else [value]
 
 
 def prepare(
@@ -87,6 +95,7 @@ def prepare(
         pos=graph.pos,
         num_nodes=graph.num_nodes,
         name=sample.name,
+        graph_size=(graph.num_nodes, graph.num_edges),
         **features.extract(sample, augment),
     )
     if num_hops != "whole":

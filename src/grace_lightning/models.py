@@ -87,8 +87,7 @@ class _NodeEdgeNetwork(nn.Module):
                 f"model.hidden: {list(hidden)}, model.dense: {list(dense)}, expected widths of 1 or more, "
                 "and one hidden at least"
             )
-        if not 0 <= dropout < 1:
-            raise InputError(f"model.dropout: {dropout}, expected a fraction from 0 to below 1")
+        check_dropout(dropout)
         widths = [hidden[0], *hidden]
         self.edge_encoder = mlp([edge_width, hidden[0], hidden[0]])
         # A node is told its own features and the mean and maximum of its edges'.
@@ -123,9 +122,7 @@ class _NodeEdgeNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, directed, directed_h)
         h = self.node_norm(h)
-        first, second = h.index_select(0, edges[0]), h.index_select(0, edges[1])  # backwards faster than h[...]
-        pair = torch.cat([first + second, (first - second).abs(), edge_h], dim=1)
-        return self.node_head(h), self.edge_head(pair)
+        return self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1))
 
 
 def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
@@ -190,3 +187,66 @@ class GAT(_NodeEdgeNetwork):
     def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
         """One attention layer."""
         return AttentionConv(width_in, width_out, edge_width, self.heads)
+
+
+class MPNN(nn.Module):
+    """Message passing between edge states and node states, with node and edge heads.
+
+    In every round an edge is told of its two ends, then a node of its edges (their mean and maximum); both are added
+    to what was known before (edge-updating message passing, Gilmer et al., ICML 2017; Battaglia et al., 2018).
+
+    Parameters
+    ----------
+    node_width, edge_width : features per node and per edge; given at run time
+    width : of the states
+    rounds : of messages
+    dense : widths of the hidden layers of both heads
+    dropout : fraction
+    """
+
+    def __init__(
+        self,
+        node_width: int,
+        edge_width: int,
+        width: int = 64,
+        rounds: int = 2,
+        dense: Sequence[int] = (64,),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if min([width, *dense]) < 1 or rounds < 0:
+            raise InputError(
+                f"model.width: {width}, model.rounds: {rounds}, model.dense: {list(dense)}, expected positive widths"
+            )
+        check_dropout(dropout)
+        self.node_encoder = mlp([node_width, width, width])
+        self.edge_encoder = mlp([edge_width, width, width])
+        self.edge_updates = nn.ModuleList(_update(3 * width, width, dropout) for _ in range(rounds))
+        self.node_updates = nn.ModuleList(_update(3 * width, width, dropout) for _ in range(rounds))
+        self.node_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
+        self.edge_head = nn.Sequential(nn.LayerNorm(3 * width), mlp([3 * width, *dense, 2], dropout))
+
+    def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of nodes (N, 2) and edges (E, 2) from (N, F), (2, E) undirected edges and (E, G)."""
+        h, edge_h = self.node_encoder(x), self.edge_encoder(edge_x)
+        for update_edges, update_nodes in zip(self.edge_updates, self.node_updates, strict=True):
+            edge_h = edge_h + update_edges(torch.cat([pair(h, edges), edge_h], dim=1))
+            directed, directed_h = both_ways(edges, edge_h)
+            h = h + update_nodes(torch.cat([h, around_nodes(directed[1], directed_h, len(h))], dim=1))
+        return self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1))
+
+
+def _update(width_in: int, width: int, dropout: float) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(width_in), mlp([width_in, width, width], dropout))
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse what is not a fraction."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"model.dropout: {dropout}, expected a fraction from 0 to below 1")
+
+
+def pair(h: Tensor, edges: Tensor) -> Tensor:
+    """Sum and absolute difference of an edge's ends, whichever comes first: (N, F), (2, E) to (E, 2 F)."""
+    first, second = h.index_select(0, edges[0]), h.index_select(0, edges[1])  # backwards faster than h[...]
+    return torch.cat([first + second, (first - second).abs()], dim=1)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grace_lightning.data import GraphData
 from grace_lightning.errors import InputError
+from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Label
 from grace_lightning.metrics import EpochScores
 
@@ -52,9 +53,10 @@ def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = 
     weight : (2,) per class or None
     """
     total = functional.cross_entropy(logits, label, weight, ignore_index=Label.UNKNOWN, reduction="sum")
-    known = label[label != Label.UNKNOWN]
-    count = known.new_tensor(len(known)) if weight is None else weight[known].sum()
-    return total / count.clamp(min=1e-12) if len(known) else total
+    known = (label != Label.UNKNOWN).to(total.dtype)
+    if weight is not None:
+        known = known * weight[label.clamp(max=1)]
+    return total / known.sum().clamp(min=1e-12)
 
 
 def class_counts(label: Tensor) -> Tensor:
@@ -83,6 +85,7 @@ class GraceModule(pl.LightningModule):
     node_weight, edge_weight : of the two cross-entropies in the loss
     class_weights : ``balanced`` weighs classes inversely to their frequency in the training set; None equally
     config : the resolved configuration, plain containers, kept in the checkpoint
+    augment : applied, in training, to patches that the features cut on the device
     """
 
     node_class_weight: Tensor
@@ -98,6 +101,7 @@ class GraceModule(pl.LightningModule):
         edge_weight: float = 1.0,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
+        augment: PatchAugmentation | None = None,
     ) -> None:
         super().__init__()
         self.features = features
@@ -107,6 +111,7 @@ class GraceModule(pl.LightningModule):
         self.loss_weight = {"node": node_weight, "edge": edge_weight}
         self.class_weights = class_weights
         self.config = config or {}
+        self.augment = augment
         self.register_buffer("node_class_weight", torch.ones(2))
         self.register_buffer("edge_class_weight", torch.ones(2))
         # by stage, since validation runs inside a training epoch: three losses and the number of images of each step
@@ -128,7 +133,7 @@ class GraceModule(pl.LightningModule):
 
     def forward(self, data: GraphData) -> Heads:
         """Logits by head: ``node`` (N, 2), ``edge`` (E, 2)."""
-        x, edge_x = self.features(data)
+        x, edge_x = self.features(data, self.augment if self.training else None)
         if not data.has_subgraphs:
             node, edge = self.network(x, data.edge_index, edge_x)
             return {"node": node, "edge": edge}

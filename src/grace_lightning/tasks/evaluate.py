@@ -16,6 +16,7 @@ from grace_lightning import figures
 from grace_lightning.config import build
 from grace_lightning.data import GraceDataModule, GraceDataset
 from grace_lightning.errors import InputError
+from grace_lightning.features import PatchAugmentation
 from grace_lightning.metrics import SCORES, Scores, classification
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
@@ -90,7 +91,7 @@ def _targets(node: Any) -> list[str]:
     return []
 
 
-def build_module(config: Config, features: Any) -> GraceModule:
+def build_module(config: Config, features: Any, augment: PatchAugmentation | None = None) -> GraceModule:
     """The module that a resolved configuration describes."""
     network = build(config["model"], "model", node_width=features.node_width, edge_width=features.edge_width)
     module: GraceModule = build(
@@ -101,6 +102,7 @@ def build_module(config: Config, features: Any) -> GraceModule:
         optimizer=build(config["optimizer"], "optimizer"),
         scheduler=build(config["scheduler"], "scheduler"),
         config=config,
+        augment=augment,
     )
     return module
 

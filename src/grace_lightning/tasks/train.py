@@ -37,8 +37,9 @@ def train(cfg: DictConfig) -> Metrics:
 
     features = build(config["features"], "features")
     steps = {name: build(step, f"augment.{name}") for name, step in (config["augment"] or {}).items()}
-    datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=Augmentation(steps))
-    module = build_module(config, features)
+    augment = Augmentation(steps)
+    datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=augment)
+    module = build_module(config, features, augment.patches)
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
     loggers = {name: build(node, f"logger.{name}") for name, node in (config["logger"] or {}).items()}
     trainer: pl.Trainer = build(
