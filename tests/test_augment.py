@@ -6,12 +6,17 @@ import torch
 
 from grace_lightning.augment import (
     Augmentation,
+    RandomBlur,
     RandomEdgeAdditionAndRemoval,
     RandomEdgeCrop,
+    RandomFlip,
     RandomImageGraphRotate,
+    RandomIntensity,
+    RandomNoise,
     RandomXYTranslation,
     absent_pairs,
     blank_band,
+    flip,
     rotate,
     translate,
 )
@@ -43,6 +48,10 @@ def same(first, second):
         RandomXYTranslation(max_shift=5),
         RandomEdgeAdditionAndRemoval(p_add=0.3, p_remove=0.3),
         RandomImageGraphRotate(rot_center=[10, 20], rot_angle_range=[20, 40]),
+        RandomFlip(p_horizontal=1, p_vertical=0.5),
+        RandomIntensity(max_gain=0.5, max_offset=1),
+        RandomNoise(max_deviation=1),
+        RandomBlur(max_sigma=3),
     ],
     ids=repr,
 )
@@ -67,6 +76,10 @@ class TestOnSamples:
         RandomXYTranslation(max_shift=0),
         RandomEdgeAdditionAndRemoval(p_add=0, p_remove=0),
         RandomImageGraphRotate(rot_angle_range=[0, 0]),
+        RandomFlip(p_horizontal=0, p_vertical=0),
+        RandomIntensity(max_gain=0, max_offset=0),
+        RandomNoise(max_deviation=0),
+        RandomBlur(max_sigma=0),
     ],
     ids=repr,
 )
@@ -163,6 +176,43 @@ class TestRotation:
         assert same(rotate(sample, 360), sample)
 
 
+class TestFlip:
+    @pytest.mark.parametrize(("horizontal", "vertical"), [(True, False), (False, True), (True, True)])
+    def test_pixels_labels_and_nodes_move_together_exactly(self, sample, horizontal, vertical):
+        sample = sample.replace(graph=translate(sample.graph, sample.graph.pos.round() - sample.graph.pos, (50, 80)))
+        flipped = flip(sample, horizontal=horizontal, vertical=vertical)
+        assert not torch.equal(flipped.image, sample.image)
+        for before, after in ((sample.image[0], flipped.image[0]), (sample.annotation, flipped.annotation)):
+            (x, y), (u, v) = sample.graph.pos.long().T, flipped.graph.pos.long().T
+            assert torch.equal(before[y, x], after[v, u])
+        assert same(flip(flipped, horizontal=horizontal, vertical=vertical), sample)
+
+
+class TestPixels:
+    def test_intensity_is_a_gain_and_an_offset(self, sample):
+        torch.manual_seed(0)
+        before, after = sample.image.flatten(), RandomIntensity(0.3, 0.5)(sample).image.flatten()
+        gain = (after[1] - after[0]) / (before[1] - before[0])
+        assert 0.7 <= gain <= 1.3
+        assert gain != 1
+        offset = after - gain * before
+        assert offset.std() < 1e-3
+        assert offset.abs().max() <= 0.5 * before.std() + 1e-3
+
+    def test_noise_is_no_stronger_than_asked(self, sample):
+        torch.manual_seed(0)
+        added = torch.stack([(RandomNoise(0.5)(sample).image - sample.image).std() for _ in range(50)])
+        assert added.max() < 0.52 * sample.image.std()
+        assert added.max() > 0.4 * sample.image.std()
+        assert added.min() < 0.1 * sample.image.std()
+
+    def test_blur_keeps_the_mean_and_lowers_the_deviation(self, sample):
+        torch.manual_seed(0)
+        blurred = RandomBlur(3)(sample).image
+        assert blurred.mean().item() == pytest.approx(sample.image.mean().item(), abs=0.02)
+        assert blurred.std() < 0.5 * sample.image.std()
+
+
 class TestEdgeCrop:
     def test_blanks_one_band_per_patch_at_the_drawn_side(self):
         patches = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(5, 1, 1, 1)
@@ -206,7 +256,8 @@ def test_composition_applies_each_step_where_it_belongs_and_skips_null(sample):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomXYTranslation(-1), "max_shift: -1, expected 0 pixels or more"),
+        (lambda: RandomXYTranslation(-1), "max_shift: -1, expected 0 or more"),
+        (lambda: RandomNoise(-1), "max_deviation: -1, expected 0 or more"),
         (lambda: RandomEdgeAdditionAndRemoval(p_add=2), "p_add: 2, expected a fraction"),
         (lambda: RandomEdgeCrop(-0.1), "max_fraction: -0.1"),
         (lambda: RandomImageGraphRotate(rot_center=[1]), "rot_center"),
