@@ -23,12 +23,12 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 from torch_geometric.loader import DataLoader
 
-from grace_lightning.augment import Augmentation
 from grace_lightning.config import build, config_dir
 from grace_lightning.data import GraceDataset, MemoryCache
 from grace_lightning.graph import Graph, Sample, delaunay
 from grace_lightning.tasks.common import quiet_lightning
 from grace_lightning.tasks.evaluate import build_module
+from grace_lightning.tasks.train import build_augmentation
 
 WARM_UP = 2
 """Epochs that are not counted."""
@@ -73,9 +73,9 @@ def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> lis
     config = compose(f"model={model}", f"augment={augment}", f"trainer.max_epochs={WARM_UP + epochs}")
     pl.seed_everything(config["seed"], verbose=False)
     features = build(config["features"], "features")
-    steps = {name: build(step, f"augment.{name}") for name, step in config["augment"].items()}
+    augmentation, _ = build_augmentation(config["augment"])
     cache = MemoryCache(config["data"]["cache_gib"] * 2**30)
-    dataset = GraceDataset(range(len(samples)), samples.__getitem__, features, Augmentation(steps), cache=cache)
+    dataset = GraceDataset(range(len(samples)), samples.__getitem__, features, augmentation, cache=cache)
     module = build_module(config, features)
     module.fit_to(dataset.prepared(k) for k in range(len(dataset)))
     clock = EpochClock()

@@ -78,9 +78,9 @@ def classifier_run(name: str, seed: int, data: dict[str, list[GraphData]]) -> Ru
     return precision[0], precision[1], time.process_time() - start
 
 
-def network_run(model: str, seed: int, overrides: list[str]) -> Run:
-    print(f"training {model}, seed {seed}", file=sys.stderr)
-    command = [str(Path(sys.executable).with_name("grace-train")), *overrides, f"model={model}", f"seed={seed}"]
+def network_run(overrides: list[str]) -> Run:
+    """Train with these overrides, and score the best checkpoint on the inference images."""
+    command = [str(Path(sys.executable).with_name("grace-train")), *overrides]
     with tempfile.TemporaryDirectory() as folder:
         start = sum(os.times()[2:4])  # of the children, user and system
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -107,7 +107,7 @@ def main() -> None:
     data = read(overrides)
     runs = {name: [classifier_run(name, seed, data) for seed in args.seeds] for name in CLASSIFIERS}
     for model in args.models:
-        runs[model] = [network_run(model, seed, overrides) for seed in args.seeds]
+        runs[model] = [network_run([*overrides, f"model={model}", f"seed={seed}"]) for seed in args.seeds]
 
     shares = [float((known(*table_of(data["infer"], head))[1]).float().mean()) for head in ("node", "edge")]
     title = f"{args.split}, average precision: mean over seeds {args.seeds} ± standard deviation"

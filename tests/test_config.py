@@ -58,12 +58,12 @@ def test_shipped_options_name_every_parameter(group, option):
 
     from hydra.utils import get_object
 
-    given_at_run_time = {"features", "augment", "node_width", "edge_width"}
+    given_at_run_time = {"features", "augment", "views", "node_width", "edge_width"}
     where = "simulator@data.simulation.simulator" if group == "simulator" else group
     config = compose("train", f"{where}={option}")
     node = config["data"]["simulation"]["simulator"] if group == "simulator" else config[group]
     nodes = [node] if "_target_" in node else list(node.values())
-    for own in (n for n in nodes if n and n["_target_"].startswith("grace_lightning")):
+    for own in (n for n in nodes if isinstance(n, dict) and n["_target_"].startswith("grace_lightning")):
         parameters = set(inspect.signature(get_object(own["_target_"])).parameters)
         assert set(own) - {"_target_"} == parameters - given_at_run_time
 

@@ -5,10 +5,11 @@ import torch
 from helpers import random_sample
 from torch_geometric.data import Batch
 
+from grace_lightning.augment import RandomEdgeCrop
 from grace_lightning.data import prepare
 from grace_lightning.errors import InputError
 from grace_lightning.features import Learned, Statistics
-from grace_lightning.models import GCN
+from grace_lightning.models import GCN, MPNN
 from grace_lightning.module import GraceModule, balanced_weights, class_counts, masked_cross_entropy, read_checkpoint
 
 
@@ -96,3 +97,15 @@ class TestReadCheckpoint:
         with pytest.raises(InputError, match="cannot be read as a checkpoint"):
             read_checkpoint(tmp_path / "evil.ckpt")
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("features", [Statistics(scale=9, patch=1), Learned(scale=8, channels=[4], width=8)], ids=repr)
+def test_a_training_step_makes_nothing_on_the_cpu(features):
+    """On the meta device, tensors have no values: a tensor made on the CPU, or a value asked for, is an error."""
+    network = MPNN(features.node_width, features.edge_width, width=8, dense=[8])
+    module = GraceModule(features, network, augment=RandomEdgeCrop(0.2)).to("meta")
+    batch = Batch.from_data_list([prepare(random_sample(name, seed=k), features) for k, name in enumerate("ab")])
+    loss = module.training_step(batch.to("meta"), 0)
+    loss.backward()
+    assert loss.device.type == "meta"
+    assert all(p.grad is not None for p in module.parameters())

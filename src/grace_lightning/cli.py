@@ -6,6 +6,7 @@ Torch and Lightning are imported only once a command runs, so that ``--help`` an
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -48,6 +49,8 @@ def _command(name: str) -> None:
     def run(cfg: DictConfig) -> Any:
         nonlocal running
         running = True
+        # pandas may bring numexpr, which greets at every start
+        logging.getLogger("numexpr").setLevel(logging.WARNING)
         task = import_module(f"grace_lightning.tasks.{name}")
         try:
             getattr(task, name)(cfg)

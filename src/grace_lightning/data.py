@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
@@ -132,6 +134,18 @@ def _data_bytes(data: GraphData) -> int:
     return sum(t.nbytes for t in data.to_dict().values() if isinstance(t, Tensor))
 
 
+@dataclass(frozen=True)
+class _PatchSteps:
+    """Augmentations of patches in order, with a ``repr`` that tells them from others."""
+
+    steps: tuple[PatchAugmentation, ...]
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        for step in self.steps:
+            patches = step(patches)
+        return patches
+
+
 class GraceDataset(Dataset[GraphData]):
     """Prepared graphs of annotated images.
 
@@ -140,9 +154,12 @@ class GraceDataset(Dataset[GraphData]):
     sources : the files of each image
     read : source -> Sample
     features : what to extract
-    augment : drawn anew at every access; None for none
+    augment : drawn anew at every access; with frozen features, of which extraction is the greater part of a run, an
+        access draws one of the image's views instead. None for none
     num_hops, connection : see :func:`prepare`
     cache : shared by the sets of a run
+    views : augmented graphs that are made of an image, once, where the features are frozen
+    seed : of the views; the same in another run gives the same ones
     """
 
     def __init__(
@@ -154,6 +171,8 @@ class GraceDataset(Dataset[GraphData]):
         num_hops: int | Literal["whole"] = "whole",
         connection: Connection = "spiderweb",
         cache: MemoryCache | None = None,
+        views: int = 4,
+        seed: int = 0,
     ) -> None:
         self.sources = sources
         self.read = read
@@ -162,6 +181,8 @@ class GraceDataset(Dataset[GraphData]):
         self.num_hops = num_hops
         self.connection = connection
         self.cache = cache or MemoryCache(0)
+        self.views = views if augment and features.frozen else 0
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -190,8 +211,25 @@ class GraceDataset(Dataset[GraphData]):
     def __getitem__(self, index: int) -> GraphData:
         if not self.augment:
             return self.prepared(index)
+        if self.views:
+            return self.view(index, int(torch.randint(self.views, ())))
         sample = self.augment.sample(self.sample(index))
         return prepare(sample, self.features, self.augment.patches, self.num_hops, self.connection)
+
+    def view(self, index: int, number: int) -> GraphData:
+        """One of the augmented graphs of an image: drawn by seed, the image's name and ``number`` alone."""
+        source, augment = self.sources[index], self.augment
+        assert augment is not None
+
+        def make() -> GraphData:
+            seed = hashlib.blake2b(f"{self.seed} {source.name} {number}".encode(), digest_size=7).digest()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int.from_bytes(seed, "big"))
+                sample = augment.sample(self.sample(index))
+                patches = _PatchSteps(tuple(augment.on_patches)) if augment.on_patches else None
+                return prepare(sample, self.features, patches, self.num_hops, self.connection)
+
+        return self.cache.get(("view", source, number), make, _data_bytes)
 
 
 class GraceDataModule(pl.LightningDataModule):
@@ -203,11 +241,12 @@ class GraceDataModule(pl.LightningDataModule):
     ----------
     features : what to extract; given at run time
     augment : for the training set; given at run time
+    views : of each training image, see :class:`GraceDataset`; given at run time
     train_image_dir, valid_image_dir, infer_image_dir : folders of images; inference may be left out
     train_grace_dir, valid_grace_dir, infer_grace_dir : folders of their ``X.grace``; None: the image folder
     image_dir, grace_dir : one folder to split instead
     split : fractions of training, validation and inference images
-    seed : of the split
+    seed : of the split and of the views
     batch_size : images in a step
     num_workers : processes that prepare samples
     frame : what to take of a stack: an index or ``mean``
@@ -222,6 +261,7 @@ class GraceDataModule(pl.LightningDataModule):
         self,
         features: FeatureKind,
         augment: Augmentation | None = None,
+        views: int = 4,
         train_image_dir: str | None = None,
         train_grace_dir: str | None = None,
         valid_image_dir: str | None = None,
@@ -248,7 +288,7 @@ class GraceDataModule(pl.LightningDataModule):
         if num_hops != "whole" and num_hops < 1:
             raise InputError(f"data.num_hops: {num_hops}, expected 1 or more, or 'whole'")
         self.features = features
-        self.augment = augment
+        self.augment, self.views = augment, views
         self.folders = {
             "train": (train_image_dir, train_grace_dir),
             "valid": (valid_image_dir, valid_grace_dir),
@@ -304,6 +344,8 @@ class GraceDataModule(pl.LightningDataModule):
             self.num_hops,
             self.connection,
             self.cache,
+            self.views,
+            self.seed,
         )
 
     def _read(self, source: Source) -> Sample:

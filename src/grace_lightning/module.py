@@ -132,17 +132,18 @@ class GraceModule(pl.LightningModule):
             self.edge_class_weight.copy_(balanced_weights(edges))
 
     def forward(self, data: GraphData) -> Heads:
-        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2)."""
+        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2), float32 whatever the network's precision."""
         x, edge_x = self.features(data, self.augment if self.training else None)
         if not data.has_subgraphs:
             node, edge = self.network(x, data.edge_index, edge_x)
-            return {"node": node, "edge": edge}
+            return {"node": node.float(), "edge": edge.float()}
         node, edge = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
         is_centre = data.member_node == data.member_centre
         touches = is_centre[data.member_edges].any(dim=0)
         # Every edge touches a centre twice, once in the neighbourhood of either end.
+        edge = edge.float()
         mean = edge.new_zeros(len(edge_x), 2).index_add(0, data.member_edge[touches], edge[touches] / 2)
-        return {"node": node[is_centre], "edge": mean}
+        return {"node": node[is_centre].float(), "edge": mean}
 
     def _step(self, data: GraphData, stage: str) -> Tensor:
         logits = self(data)
@@ -193,8 +194,8 @@ class GraceModule(pl.LightningModule):
         steps = torch.stack(self._losses[stage])
         self._losses[stage].clear()
         means = (steps[:, :3] * steps[:, 3:]).sum(0) / steps[:, 3].sum()
-        losses = dict(zip((f"{stage}/loss", f"{stage}/node_loss", f"{stage}/edge_loss"), means, strict=True))
-        self.log_dict(losses, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/loss", means[0], prog_bar=True, sync_dist=True)
+        self.log_dict({f"{stage}/node_loss": means[1], f"{stage}/edge_loss": means[2]}, sync_dist=True)
         shown: dict[str, float] = {"epoch": self.current_epoch}
         monitored: dict[str, float] = {}
         for head in ("node", "edge"):

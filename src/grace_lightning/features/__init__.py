@@ -4,6 +4,7 @@ A feature kind is a module with three duties: ``preprocess`` an image once, ``ex
 the CPU, and, as the first layer of the network, turn them into standardised node and edge features (``forward``).
 """
 
+from grace_lightning.features.backbones import Backbone
 from grace_lightning.features.common import (
     EDGE_WIDTH,
     Extracted,
@@ -15,10 +16,12 @@ from grace_lightning.features.common import (
 from grace_lightning.features.crops import crop_patches, edge_strips, node_patches
 from grace_lightning.features.image import flatten_image, standardise_image
 from grace_lightning.features.learned import Learned
+from grace_lightning.features.pretrained import save_backbone
 from grace_lightning.features.statistics import Statistics, laplacian, patch_statistics
 
 __all__ = [
     "EDGE_WIDTH",
+    "Backbone",
     "Extracted",
     "FeatureKind",
     "Learned",
@@ -32,5 +35,6 @@ __all__ = [
     "laplacian",
     "node_patches",
     "patch_statistics",
+    "save_backbone",
     "standardise_image",
 ]

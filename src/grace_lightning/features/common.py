@@ -96,6 +96,9 @@ class Extracted(Protocol):
 class FeatureKind(Protocol):
     """What the data side asks of a feature kind; see :class:`Statistics`."""
 
+    frozen: bool
+    """Whether ``extract`` takes so long that it pays to keep what it gives."""
+
     def preprocess(self, image: Tensor) -> Tensor:
         """The image that patches are cut from, (C, H, W) float32 to the same."""
 

@@ -45,16 +45,18 @@ class _Pool(nn.Module):
 def crop_encoder(channels: Sequence[int], width: int) -> nn.Sequential:
     """Convolutions over crops, (M, 1, h, w) to (M, width).
 
-    One 3 x 3 convolution per entry of ``channels``, all but the first with stride 2, batch normalisation and ReLU;
-    then the mean and the maximum of each map, and a linear layer.
+    One convolution per entry of ``channels``, the first 5 x 5, the others 3 x 3, all with stride 2, batch normalisation
+    and ReLU; then the mean and the maximum of each map, and a linear layer.
     """
     layers: list[nn.Module] = []
     before = 1
     for k, after in enumerate(channels):
-        convolution = nn.Conv2d(before, after, 3, stride=1 if k == 0 else 2, padding=1, bias=False)
+        size = 5 if k == 0 else 3
+        convolution = nn.Conv2d(before, after, size, stride=2, padding=size // 2, bias=False)
         layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
         before = after
-    return nn.Sequential(*layers, _Pool(), nn.Linear(2 * before, width))
+    encoder = nn.Sequential(*layers, _Pool(), nn.Linear(2 * before, width))
+    return encoder.to(memory_format=torch.channels_last)  # a third less time on a CPU
 
 
 class Learned(nn.Module):
@@ -74,6 +76,8 @@ class Learned(nn.Module):
     channels : of the convolutions, in both encoders
     width : features per node; per edge as many, and its geometry
     """
+
+    frozen = False
 
     def __init__(
         self,

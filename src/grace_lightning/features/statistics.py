@@ -42,6 +42,11 @@ def laplacian(edges: Tensor, num_nodes: int) -> sp.csr_array:
     return sp.csr_array(matrix)
 
 
+def with_laplacian(x: Tensor, edges: Tensor) -> Tensor:
+    """Features (N, F) and the graph Laplacian times these, (N, 2 F)."""
+    return torch.cat([x, torch.from_numpy(laplacian(edges, len(x)) @ x.numpy())], dim=1)
+
+
 class Statistics(nn.Module):
     """Mean, deviation, minimum and maximum of the patch around each node; geometry of each edge.
 
@@ -53,6 +58,8 @@ class Statistics(nn.Module):
         None: mean and deviation of the whole image
     laplacian : append the graph Laplacian times the node features
     """
+
+    frozen = False
 
     def __init__(
         self, scale: float = 20.0, patch: float = 0.8, flatten: float | None = 2.0, laplacian: bool = False
@@ -86,7 +93,7 @@ class Statistics(nn.Module):
         ]
         x = torch.cat(parts) if parts else torch.zeros(0, 4)
         if self.laplacian:
-            x = torch.cat([x, torch.from_numpy(laplacian(graph.edges, graph.num_nodes) @ x.numpy())], dim=1)
+            x = with_laplacian(x, graph.edges)
         return {"x": x, "edge_attr": encode_geometry(edge_geometry(graph.pos, graph.edges))}
 
     def _patches(self, image: Tensor, pos: Tensor) -> Iterator[Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from rich.console import Console
 from rich.progress import track
 
@@ -15,7 +16,7 @@ from grace_lightning.augment import Augmentation
 from grace_lightning.config import build, check, check_value
 from grace_lightning.data import GraceDataModule, GraphData
 from grace_lightning.errors import InputError
-from grace_lightning.module import CHECKPOINT_KEY, read_checkpoint
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
 from grace_lightning.tasks.evaluate import Metrics, build_module, evaluate_infer, predict, print_scores, score
 
@@ -36,9 +37,8 @@ def train(cfg: DictConfig) -> Metrics:
     run_dir = Path(config["run_dir"])
 
     features = build(config["features"], "features")
-    steps = {name: build(step, f"augment.{name}") for name, step in (config["augment"] or {}).items()}
-    augment = Augmentation(steps)
-    datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=augment)
+    augment, views = build_augmentation(config["augment"])
+    datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=augment, views=views)
     module = build_module(config, features, augment.patches)
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
     loggers = {name: build(node, f"logger.{name}") for name, node in (config["logger"] or {}).items()}
@@ -46,6 +46,7 @@ def train(cfg: DictConfig) -> Metrics:
         config["trainer"],
         "trainer",
         callbacks=[c for c in callbacks.values() if c is not None],
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks.values()),
         logger=[logger for logger in loggers.values() if logger is not None] or False,
     )
     resumed = _resume_from(config)
@@ -54,8 +55,13 @@ def train(cfg: DictConfig) -> Metrics:
     datamodule.setup("fit")
     console = Console()
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
-    prepared = {name: _prepare_all(datamodule, name, console) for name in datamodule.sources}
-    module.fit_to(prepared["train"])
+    module.fit_to(_read_all(datamodule, "train", console))
+    for name in ("valid", "infer"):
+        for _ in _read_all(datamodule, name, console):
+            pass
+    if features.frozen:
+        console.print(features.report(), highlight=False)
+    console.print(describe_size(module), highlight=False)
     trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
 
     best = _best_checkpoint(callbacks.values(), config["ckpt_path"])
@@ -70,13 +76,35 @@ def train(cfg: DictConfig) -> Metrics:
     return results
 
 
-def _prepare_all(datamodule: GraceDataModule, name: str, console: Console) -> list[GraphData]:
+def build_augmentation(node: Config | None) -> tuple[Augmentation, int]:
+    """The configured augmentations, and the number of views: how often frozen features see each image augmented."""
+    steps = dict(node or {})
+    views = steps.pop("views", 4)
+    check_value(views, int, "augment.views")
+    if views < 1:
+        raise InputError(f"augment.views: {views}, expected 1 or more; augment=none for no augmentation")
+    return Augmentation({name: build(step, f"augment.{name}") for name, step in steps.items()}), views
+
+
+def _read_all(datamodule: GraceDataModule, name: str, console: Console) -> Iterator[GraphData]:
+    """Prepare the images of a set one by one; print how much there is once all are read."""
     dataset = datamodule.dataset(name, augmented=name == "train")
-    images = track(range(len(dataset)), f"reading {name} images", console=console, transient=True)
-    prepared = [dataset.prepared(k) for k in images]
-    nodes, edges = (sum(len(data[key]) for data in prepared) for key in ("node_label", "edge_label"))
-    console.print(f"{name}  {len(dataset)} images, {nodes} nodes, {edges} edges", highlight=False)
-    return prepared
+    nodes = edges = 0
+    hidden = not console.is_terminal
+    for k in track(range(len(dataset)), f"reading {name} images", console=console, transient=True, disable=hidden):
+        data = dataset.prepared(k)
+        nodes, edges = nodes + len(data.node_label), edges + len(data.edge_label)
+        yield data
+    console.print(f"{name}  {len(dataset)} images, {nodes:,} nodes, {edges:,} edges", highlight=False)
+
+
+def describe_size(module: GraceModule) -> str:
+    """Number of trained parameters, in all and by part."""
+    halves = {"features": module.features, "network": module.network}
+    parts = {f"{name} {part}": p for name, half in halves.items() for part, p in half.named_children()}
+    counts = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts.items()}
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+    return f"parameters  {sum(counts.values()):,} ({listed})".replace("_", " ")
 
 
 def _resume_from(config: Config) -> str | None:
