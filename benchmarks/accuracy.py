@@ -15,7 +15,7 @@ from pathlib import Path
 
 from reference import network_run
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def main() -> None:
@@ -30,7 +30,14 @@ def main() -> None:
     data = ["data=folders", *(f"data.{n}_image_dir='{(args.data / f).resolve()}'" for n, f in folders.items())]
     title = f"{args.split}, average precision: mean over seeds {args.seeds} ± standard deviation"
     table = Table(
-        "", "nodes", "edges", "least nodes", "least edges", "CPU s per run", title=title, title_justify="left"
+        Column(overflow="fold"),
+        "nodes",
+        "edges",
+        "least nodes",
+        "least edges",
+        "CPU s per run",
+        title=title,
+        title_justify="left",
     )
     for overrides in args.configurations:
         runs = []
@@ -41,7 +48,7 @@ def main() -> None:
         spread = [f"{statistics.mean(p):.4f} ± {statistics.pstdev(p):.4f}" for p in precision]
         least = [f"{min(p):.4f}" for p in precision]
         table.add_row(overrides or "defaults", *spread, *least, f"{statistics.mean(seconds):.0f}")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

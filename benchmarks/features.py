@@ -23,7 +23,6 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
@@ -116,12 +115,11 @@ def run(roots: Path, folder: Path, *overrides: str) -> tuple[dict[str, Any], flo
     given = [
         *("data=folders", f"data.train_image_dir={roots / 'train'}", f"data.valid_image_dir={roots / 'valid'}"),
         *("features=efficientnet_lite0", f"features.cache_dir={folder / 'cache'}", "trainer.accelerator=cpu"),
-        *("+callbacks.clock._target_=__main__.StartClock", f"hydra.runtime.output_dir={folder / 'run'}"),
-        *("logger=null", *overrides),
+        *("+callbacks.clock._target_=__main__.StartClock", f"run_dir={folder / 'run'}"),
+        *overrides,
     ]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = hydra.compose("train", given, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
+        cfg = hydra.compose("train", given)
     start = time.perf_counter()
     metrics = train(cfg)
     return metrics["valid"], StartClock.started - start

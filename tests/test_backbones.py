@@ -1,21 +1,25 @@
 import threading
 import warnings
 
+import hydra
 import pytest
 import torch
 from helpers import random_sample
 
-from grace_lightning import features as package
 from grace_lightning.augment import Augmentation, RandomEdgeCrop, RandomImageGraphRotate
+from grace_lightning.config import config_dir
 from grace_lightning.data import GraceDataset, MemoryCache
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.features import Backbone, backbones, node_patches, save_backbone
+from grace_lightning.features import Backbone, Statistics, backbones, node_patches, save_backbone
 from grace_lightning.features.cache import FeatureCache, content_key
 from grace_lightning.features.pretrained import ARCHITECTURES, FrozenNetwork, load_network, weights_digest
 from grace_lightning.graph import Graph, Sample
-from grace_lightning.io import Source
+from grace_lightning.io import Source, find_sources, read_sample
 from grace_lightning.models import GCN
 from grace_lightning.module import GraceModule
+from grace_lightning.simulate import Simulator, simulate_folder
+from grace_lightning.tasks.evaluate import load_module
+from grace_lightning.tasks.train import train
 
 
 class Blocks(torch.nn.Module):
@@ -287,7 +291,33 @@ class TestViews:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_cheap_features_draw_anew(self):
-        assert self.dataset(package.Statistics(scale=9)).views == 0
+        assert self.dataset(Statistics(scale=9)).views == 0
+
+
+class TestTraining:
+    def train(self, folder, run, capsys):
+        overrides = [
+            *("data=folders", f"data.train_image_dir={folder / 'sim'}", f"data.valid_image_dir={folder / 'sim'}"),
+            *("features=resnet18", f"features.cache_dir={folder / 'cache'}", "augment.views=2", "model.width=8"),
+            *("trainer.max_epochs=2", "trainer.accelerator=cpu", "callbacks.progress=null"),
+        ]
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = hydra.compose("train", [*overrides, f"run_dir={folder / run}"])
+        metrics = train(cfg)
+        return metrics["valid"], capsys.readouterr().out
+
+    def test_second_run_loads_all_and_is_the_same_and_its_checkpoint_is_enough(self, built, tmp_path, capsys):
+        simulator = Simulator(size=[96, 96], num_filaments=2, width=8, period=16, spacing=8, false_detections=9)
+        simulate_folder(simulator, tmp_path / "sim", num_images=2, seed=0)
+        (first, said), (second, said_again) = (self.train(tmp_path, run, capsys) for run in ("a", "b"))
+        assert "features  0 loaded, 6 computed; " in said.replace("\n", " ")  # two images, and two views of each
+        assert "features  6 loaded, 0 computed; " in said_again.replace("\n", " ")
+        assert built == ["resnet18"]
+        assert first == second
+        module = load_module(tmp_path / "b" / "model" / "best.ckpt")
+        sample = read_sample(find_sources(str(tmp_path / "sim"))[0])
+        module.features.extract(sample.replace(image=module.features.preprocess(sample.image)))
+        assert module.features.store.loaded == 1
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):
@@ -326,7 +356,7 @@ class TestPretrained:
             assert torch.allclose(x, bare((grey - mean) / deviation), atol=1e-4)
 
     def test_tiles_with_enough_overlap_change_nothing(self, weights):
-        sample = random_sample(size=(240, 330))
+        sample = random_sample(nodes=200, size=(240, 330))
         whole, tiled = (
             backbone(name="resnet18", weights=str(weights), mode="dense", tile=tile, overlap=224).extract(sample)["x"]
             for tile in (2048, 640)

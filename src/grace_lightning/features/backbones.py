@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         laplacian: bool = False,
         batch_size: int = 32,
         tile: int = 2304,
-        overlap: int = 96,
+        overlap: int = 64,
         cache: bool = True,
         cache_dir: str | None = None,
     ) -> None:

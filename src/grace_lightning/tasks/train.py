@@ -92,6 +92,8 @@ def _read_all(datamodule: GraceDataModule, name: str, console: Console) -> Itera
     nodes = edges = 0
     hidden = not console.is_terminal
     for k in track(range(len(dataset)), f"reading {name} images", console=console, transient=True, disable=hidden):
+        for view in range(dataset.views):  # now, where there is a GPU, not in the processes that prepare samples
+            dataset.view(k, view)
         data = dataset.prepared(k)
         nodes, edges = nodes + len(data.node_label), edges + len(data.edge_label)
         yield data
