@@ -114,7 +114,12 @@ def run(roots: Path, folder: Path, *overrides: str) -> tuple[dict[str, Any], flo
     """Metrics of the validation images, and seconds until the first step."""
     given = [
         *("data=folders", f"data.train_image_dir={roots / 'train'}", f"data.valid_image_dir={roots / 'valid'}"),
-        *("features=efficientnet_lite0", f"features.cache_dir={folder / 'cache'}", "trainer.accelerator=cpu"),
+        *(
+            "features=efficientnet_lite0",
+            f"features.cache_dir={folder / 'cache'}",
+            "~logger",
+            "trainer.accelerator=cpu",
+        ),
         *("+callbacks.clock._target_=__main__.StartClock", f"run_dir={folder / 'run'}"),
         *overrides,
     ]

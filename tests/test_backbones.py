@@ -355,6 +355,19 @@ class TestPretrained:
         with torch.no_grad():
             assert torch.allclose(x, bare((grey - mean) / deviation), atol=1e-4)
 
+    @pytest.mark.parametrize("name", ["resnet18", "resnet50", "tf_efficientnet_lite0"])
+    def test_folded_normalisation_gives_the_same_maps(self, timm, name):
+        trunk = timm.create_model(name, num_classes=0).eval()
+        for norm in (m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+        pixels = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            expected = trunk.forward_features(pixels)
+            folded = FrozenNetwork(trunk).trunk
+            assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+            assert torch.allclose(folded.forward_features(pixels), expected, atol=1e-4 * float(expected.abs().max()))
+
     def test_tiles_with_enough_overlap_change_nothing(self, weights):
         sample = random_sample(nodes=200, size=(240, 330))
         whole, tiled = (

@@ -16,6 +16,7 @@ GROUPS = [
     "callbacks",
     "data",
     "features",
+    "link",
     "logger",
     "model",
     "optimizer",

@@ -17,6 +17,7 @@ from grace_lightning.config import build
 from grace_lightning.data import GraceDataModule, GraceDataset
 from grace_lightning.errors import InputError
 from grace_lightning.features import PatchAugmentation
+from grace_lightning.link import Linker
 from grace_lightning.metrics import SCORES, Scores, classification
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
@@ -38,7 +39,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
     quiet_lightning()
     if config["checkpoint"] is None:
         raise InputError("checkpoint is not set; give a file such as checkpoint=runs/<run>/model/best.ckpt")
-    module = load_module(config["checkpoint"])
+    module = load_module(config["checkpoint"], scale=config["features"]["scale"])
     data = {**module.config["data"], "simulation": None}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:
@@ -56,8 +57,13 @@ def evaluate(cfg: DictConfig) -> Metrics:
     return result
 
 
-def load_module(path: str | Path) -> GraceModule:
+def load_module(path: str | Path, scale: float | None = None) -> GraceModule:
     """The trained module of a checkpoint, ready to predict.
+
+    Parameters
+    ----------
+    path : of the checkpoint
+    scale : width of a filament in the images to come, pixels; None: as in training
 
     Raises
     ------
@@ -66,10 +72,15 @@ def load_module(path: str | Path) -> GraceModule:
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint[CHECKPOINT_KEY]
-    for key in ("features", "model", "module", "data"):
+    for key in ("features", "model", "module", "data", "link"):
+        if key not in config:
+            raise InputError(f"{path}: its configuration has no {key}; was it made by another version?")
         for target in _targets(config[key]):
             if not target.startswith(OWN_CLASSES):
                 raise InputError(f"{path}: {key} names {target!r}, expected classes of {OWN_CLASSES[:-1]} only")
+    if scale is not None:
+        for key in ("features", "link"):
+            config[key] |= {"scale": scale} if "scale" in config[key] else {}
     features = build(config["features"], "features")
     module = build_module({**config, "optimizer": None, "scheduler": None}, features)
     module.config = config
@@ -80,6 +91,16 @@ def load_module(path: str | Path) -> GraceModule:
             f"{path}: its weights do not fit its configuration; was it made by another version?"
         ) from error
     return module.eval()
+
+
+def build_linker(node: Config | None, trained: Config) -> Linker:
+    """What links filaments: as ``node`` says or, where it is empty, as the checkpoint's configuration does."""
+    if not node:
+        node = trained["link"]
+    elif "scale" in node and node["scale"] is None:
+        node = {**node, "scale": trained["features"]["scale"]}
+    linker: Linker = build(node, "link")
+    return linker
 
 
 def _targets(node: Any) -> list[str]:

@@ -1,0 +1,220 @@
+"""Filaments by an integer programme."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from math import inf
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+from scipy.special import logit
+
+from grace_lightning.errors import InputWarning
+from grace_lightning.link.beside import Path, join, near, not_swallowed, path_length, without_overlaps
+from grace_lightning.link.filaments import Array, Filaments, Floats, Ints, Scored, expect, from_the_first, scored
+from grace_lightning.link.reconnect import reconnect
+from grace_lightning.link.solve import best_paths, meeting_pairs
+from grace_lightning.link.trace import trace
+
+POSITIVE = 0.5  # a node of a higher probability can join a path that it lies beside
+JITTER = 0.5  # filament widths; between edges of this length a bend costs half as much, it may be the detector's
+GAP_COST = 0.5  # of a gap of one filament width, growing with its square, log-odds
+OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a longer one go
+SWALLOWED = 0.6  # share of a path's nodes near longer paths, from which on it is none of its own
+SURE = 1e-6  # probabilities further out are taken for this or one minus this
+
+
+class Programme:
+    r"""Filaments that explain the probabilities best, by integer programming.
+
+    Of all sets of paths through the graph, the one that maximises
+
+    .. math::
+
+        \sum_e g_e x_e + \sum_v g_v z_v - \sum_{v, \{e, f\}} b_{ef} y_{ef} - t \, \#\text{ends} - \sum_v k_v c_v
+
+    where x = 1 for an edge that is taken, y = 1 for two edges of which one goes on in the other at a node, z = 1 for a
+    node that is passed and c = 1 for one that a second filament passes too. An edge goes on in at most one other at
+    each of its ends, or ends there; a path without ends is closed.
+
+    ===========  ==================================================================================================
+    g_e, g_v     log-odds of the edge's and the node's probability, at most ``max_edge_gain`` and ``max_node_gain``
+    b_ef         ``bend_cost`` tan^2(bend / 2) / (1 + blur), the bend in [0, 180) degrees; blur is the mean of
+                 (half a filament's width / length)^2 of the two edges, as jitter turns short edges most
+    t            ``end_cost``
+    k_v          ``crossing_cost``, or -g_v where that is more: an improbable node is no cheaper the second time
+    ===========  ==================================================================================================
+
+    Gains have an upper bound because positive probabilities do not all belong to paths: between filaments that touch,
+    every edge looks positive. It is solved exactly, by :func:`scipy.optimize.milp`, per connected component of the
+    edges above ``min_probability``.
+
+    Then ends of paths that run along longer ones go (a thick filament carries two rows of points), paths are cut where
+    their course, over two widths to either side, turns, and ends up to ``max_gap`` apart are joined as it costs least,
+    so that filaments go straight on through crossings and across gaps: see ``link/reconnect.py``. Short paths go, and
+    those that mostly lie within half a filament's width of longer ones; nodes of a probability above one half that lie
+    as near to a path join it.
+
+    Parameters
+    ----------
+    scale : width of a filament, pixels
+    end_cost : log-odds, of each of a filament's two ends
+    bend_cost : log-odds, of a right angle between two edges that are long against the jitter of the detections
+    turn_cost : log-odds, of a right angle in the course of a path
+    crossing_cost : log-odds, of a second filament through a node
+    max_edge_gain, max_node_gain : log-odds, the most that one edge or node speaks for a path
+    min_probability : edges below it are left out; nodes below it count as if they had it
+    max_gap : filament widths between ends that may be joined; 0 for ends at one node only
+    min_length : filament widths; shorter paths go
+    time_limit : seconds for the whole graph; where they pass, a warning says so and the best found by then is given
+
+    Raises
+    ------
+    InputError
+        A value out of its range.
+    """
+
+    def __init__(
+        self,
+        scale: float = 20.0,
+        end_cost: float = 4.0,
+        bend_cost: float = 20.0,
+        turn_cost: float = 40.0,
+        crossing_cost: float = 0.5,
+        max_edge_gain: float = 1.0,
+        max_node_gain: float = 2.0,
+        min_probability: float = 0.05,
+        max_gap: float = 4.0,
+        min_length: float = 3.0,
+        time_limit: float = 60.0,
+    ) -> None:
+        for name, value in {"bend_cost": bend_cost, "turn_cost": turn_cost}.items():
+            expect(name, value, "more than 0", 0 < value < inf)
+        costs = {"end_cost": end_cost, "crossing_cost": crossing_cost}
+        gains = {"max_edge_gain": max_edge_gain, "max_node_gain": max_node_gain}
+        for name, value in (costs | gains | {"max_gap": max_gap, "min_length": min_length}).items():
+            expect(name, value, "0 or more", 0 <= value < inf)
+        expect("scale", scale, "pixels above 0", 0 < scale < inf)
+        expect("min_probability", min_probability, "a probability above 0 and below 1", 0 < min_probability < 1)
+        expect("time_limit", time_limit, "seconds above 0", time_limit > 0)
+        self.scale = scale
+        self.end_cost = end_cost
+        self.bend_cost = bend_cost
+        self.turn_cost = turn_cost
+        self.crossing_cost = crossing_cost
+        self.max_edge_gain = max_edge_gain
+        self.max_node_gain = max_node_gain
+        self.min_probability = min_probability
+        self.max_gap = max_gap
+        self.min_length = min_length
+        self.time_limit = time_limit
+
+    def __call__(self, pos: Array, edges: Array, node_probability: Array, edge_probability: Array) -> Filaments:
+        """Link one image.
+
+        Parameters
+        ----------
+        pos : (N, 2) float32, pixels
+        edges : (2, E) int64, any candidates, each once
+        node_probability, edge_probability : (N,) and (E,), of the positive class
+
+        Raises
+        ------
+        InputError
+            Arrays that do not belong together, or probabilities outside 0 to 1.
+        """
+        given = scored(pos, edges, node_probability, edge_probability)
+        deadline = time.monotonic() + self.time_limit
+        paths = without_overlaps(given.pos, self._paths(given, deadline), OVERLAP * self.scale)
+        paths, optimal = reconnect(
+            given.pos,
+            paths,
+            scale=self.scale,
+            end_cost=self.end_cost,
+            turn_cost=self.turn_cost,
+            gap_cost=GAP_COST,
+            max_gap=self.max_gap,
+            seconds=deadline - time.monotonic(),
+        )
+        if not optimal:
+            self._warn(f"before the best way to join {len(paths)} paths was found")
+        paths = [path for path in paths if path_length(given.pos, path) >= self.min_length * self.scale]
+        return self._with_neighbours(given, paths)
+
+    def _paths(self, given: Scored, deadline: float) -> list[Path]:
+        """The programme's paths."""
+        edges = given.edges[:, given.edge_probability >= self.min_probability]
+        edge_gain = self._gain(given.edge_probability[given.edge_probability >= self.min_probability])
+        edge_gain = np.minimum(edge_gain, self.max_edge_gain)
+        node_gain = np.minimum(self._gain(given.node_probability), self.max_node_gain)
+        place = np.zeros(len(given.pos), dtype=np.int64)
+        paths: list[Path] = []
+        late = []
+        for nodes, own in _parts(edges, len(given.pos)):
+            hope = np.maximum(edge_gain[own], 0).sum() + np.maximum(node_gain[nodes], 0).sum()
+            if hope <= (2 * self.end_cost if len(own) < len(nodes) else 0):  # no ring in it, so two ends to pay
+                continue
+            place[nodes] = np.arange(len(nodes))
+            ends = place[edges[:, own]]
+            pairs = meeting_pairs(given.pos[nodes], ends, bend_cost=self.bend_cost, jitter=JITTER * self.scale)
+            again = np.maximum(self.crossing_cost, -node_gain[nodes])[pairs.node]
+            pairs = pairs.where(pairs.cost <= 2 * self.end_cost + again)  # or it would end and begin anew
+            edge, pair, optimal = best_paths(
+                ends,
+                pairs,
+                edge_gain[own],
+                node_gain[nodes],
+                end_cost=self.end_cost,
+                crossing_cost=self.crossing_cost,
+                seconds=deadline - time.monotonic(),
+            )
+            late += [] if optimal else [len(nodes)]
+            number, pairs = np.cumsum(edge) - 1, pairs.where(pair)
+            paths += [(nodes[path], ring) for path, ring in trace(ends[:, edge], pairs.node, number[pairs.edges])]
+        if late:
+            self._warn(f"before {len(late)} connected parts of the graph, of up to {max(late)} nodes, were solved")
+        return paths
+
+    def _gain(self, probability: Floats) -> Floats:
+        gain: Floats = logit(np.clip(probability, max(self.min_probability, SURE), 1 - SURE))
+        return gain
+
+    def _with_neighbours(self, given: Scored, paths: list[Path]) -> Filaments:
+        """Without swallowed paths, with the positive nodes beside those that stay."""
+        if not paths:
+            return given.outside([], [], [])
+        stay = not_swallowed(given.pos, paths, near(given.pos, paths, self.scale / 2), SWALLOWED)
+        paths = [(from_the_first(*paths[k]), paths[k][1]) for k in stay]
+        around = near(given.pos, paths, self.scale / 2).where(given.node_probability > POSITIVE)
+        bounds = np.searchsorted(around.path, np.arange(len(paths) + 1))
+        parts = [slice(a, b) for a, b in pairwise(bounds)]
+        joined = [join(given.pos, p, around.node[s], around.along[s]) for p, s in zip(paths, parts, strict=True)]
+        return given.outside([n for n, _ in joined], [b for _, b in joined], [closed for _, closed in paths])
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(
+            f"time_limit: {self.time_limit:g} s passed {what}; the filaments are the best found by then. "
+            "Raise time_limit, or raise min_probability for fewer candidates",
+            InputWarning,
+            stacklevel=4,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
+def _parts(edges: Ints, num_nodes: int) -> Iterator[tuple[Ints, Ints]]:
+    """Nodes and edges of every connected component that has an edge, ascending."""
+    ones = np.ones(edges.shape[1], dtype=np.int8)
+    count, part = connected_components(
+        sp.csr_array((ones, (edges[0], edges[1])), shape=(num_nodes,) * 2), directed=False
+    )
+    of_edge = part[edges[0]]
+    nodes, own = np.argsort(part, kind="stable"), np.argsort(of_edge, kind="stable")
+    node_bounds, edge_bounds = (np.searchsorted(p[r], np.arange(count + 1)) for p, r in ((part, nodes), (of_edge, own)))
+    for k in np.flatnonzero(np.diff(edge_bounds)):
+        yield nodes[node_bounds[k] : node_bounds[k + 1]], own[edge_bounds[k] : edge_bounds[k + 1]]

@@ -1,0 +1,120 @@
+"""The integer programme of one connected component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from grace_lightning.link.filaments import Bools, Floats, Ints
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of edges that meet at a node.
+
+    Parameters
+    ----------
+    node : (P,) int64, ascending
+    edges : (2, P) int64
+    cost : (P,) float64, of the bend
+    """
+
+    node: Ints
+    edges: Ints
+    cost: Floats
+
+    def where(self, keep: Bools) -> Pairs:
+        """Some of them."""
+        return Pairs(self.node[keep], self.edges[:, keep], self.cost[keep])
+
+
+def tan_half_squared(a: Floats, b: Floats) -> Floats:
+    """The square of the tangent of half the angle between vectors (..., 2); infinite where they are opposite."""
+    product = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value: Floats = 2 * product / (product + (a * b).sum(axis=-1)) - 1
+    return np.maximum(np.nan_to_num(value, nan=np.inf, posinf=np.inf), 0)
+
+
+def meeting_pairs(pos: Floats, edges: Ints, *, bend_cost: float, jitter: float) -> Pairs:
+    """All pairs of edges that meet at a node; a hairpin costs infinitely much.
+
+    Parameters
+    ----------
+    pos : (N, 2) pixels
+    edges : (2, E)
+    bend_cost : of a right angle between long edges, above 0
+    jitter : pixels; between two edges of this length a bend costs half as much as between long ones
+    """
+    count, num_nodes = edges.shape[1], len(pos)
+    order = np.argsort(edges.reshape(-1), kind="stable")
+    node, edge = edges.reshape(-1)[order], order % max(count, 1)
+    degree = np.bincount(node, minlength=num_nodes)
+    place = np.arange(2 * count) - (np.cumsum(degree) - degree)[node]  # of an edge among those at its node
+    later = np.repeat(np.arange(2 * count), place)  # each with all that come before it at its node
+    earlier = later - 1 - (np.arange(len(later)) - np.repeat(np.cumsum(place) - place, place))
+    at, both = node[later], np.stack([edge[earlier], edge[later]])
+    away = pos[edges[:, both].sum(axis=0) - at] - pos[at]  # (2, P, 2), to the two other ends
+    square = np.maximum((away**2).sum(axis=-1), 1e-18)  # two detections at one place
+    return Pairs(
+        at, both, bend_cost * tan_half_squared(away[0], -away[1]) / (1 + jitter**2 * (1 / square).mean(axis=0))
+    )
+
+
+def best_paths(
+    edges: Ints,
+    pairs: Pairs,
+    edge_gain: Floats,
+    node_gain: Floats,
+    *,
+    end_cost: float,
+    crossing_cost: float,
+    seconds: float,
+) -> tuple[Bools, Bools, bool]:
+    """Which edges (E,) and which pairs (P,) are taken, and whether it is sure that nothing is better.
+
+    The formula stands at :class:`grace_lightning.link.Programme`. An edge ends at a node where it goes on in no other,
+    so there are sum 2 x - sum 2 y ends; the passes z + c of a node are sum x - sum y over what meets there.
+    """
+    (num_edges, num_pairs), num_nodes = (edges.shape[1], len(pairs.node)), len(node_gain)
+    again = -np.maximum(crossing_cost, -node_gain)  # an improbable node is no cheaper the second time
+    gain = np.concatenate([edge_gain - 2 * end_cost, 2 * end_cost - pairs.cost, node_gain, again])
+    x, y = np.arange(num_edges), num_edges + np.arange(num_pairs)
+    z = num_edges + num_pairs + np.arange(num_nodes)
+    c = z + num_nodes
+
+    end = pairs.edges + num_edges * (edges[:, pairs.edges] == pairs.node).argmax(axis=0)
+    goes_on = [(end[0], y, 1), (end[1], y, 1), (x, x, -1), (num_edges + x, x, -1)]  # with one other at most
+    passes = [(edges[0], x, 1), (edges[1], x, 1), (pairs.node, y, -1), (z - z[0], z, -1), (z - z[0], c, -1)]
+    taken, optimal = best(
+        gain,
+        np.repeat([1, 0], [num_edges + num_pairs, 2 * num_nodes]),
+        [
+            LinearConstraint(_matrix(goes_on, (2 * num_edges, len(gain))), -np.inf, 0),
+            LinearConstraint(_matrix(passes, (num_nodes, len(gain))), 0, 0),
+        ],
+        seconds,
+    )
+    return taken[:num_edges], taken[num_edges : num_edges + num_pairs], optimal
+
+
+def best(gain: Floats, integrality: Ints, constraints: list[LinearConstraint], seconds: float) -> tuple[Bools, bool]:
+    """Variables from 0 to 1 with the greatest gain found in ``seconds``, and whether it is sure to be the greatest."""
+    result = milp(
+        -gain,
+        integrality=integrality,
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0, "time_limit": max(seconds, 0.0)},
+    )
+    taken = np.zeros(len(gain), dtype=bool) if result.x is None else result.x > 0.5
+    return taken, bool(result.status == 0)
+
+
+def _matrix(entries: list[tuple[Ints, Ints, int]], shape: tuple[int, int]) -> sp.csc_array:
+    row, column = (np.concatenate([entry[k] for entry in entries]) for k in (0, 1))
+    value = np.repeat([float(entry[2]) for entry in entries], [len(entry[0]) for entry in entries])
+    return sp.csc_array((value, (row, column)), shape=shape)
