@@ -11,6 +11,7 @@ F   length of a node embedding
 Positions are pixels, x to the right and y down; (0, 0) is the centre of the top left pixel.
 """
 
+from grace_lightning.graph.ends import end_labels
 from grace_lightning.graph.geometry import EDGE_PROPERTIES, edge_geometry
 from grace_lightning.graph.neighbours import Connection, Subgraphs, adjacency, subgraphs
 from grace_lightning.graph.sample import Graph, Label, Sample, inside_image, sort_edges
@@ -26,6 +27,7 @@ __all__ = [
     "adjacency",
     "delaunay",
     "edge_geometry",
+    "end_labels",
     "from_detections",
     "inside_image",
     "merge_duplicates",
