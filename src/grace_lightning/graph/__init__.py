@@ -13,6 +13,7 @@ Positions are pixels, x to the right and y down; (0, 0) is the centre of the top
 
 from grace_lightning.graph.ends import end_labels
 from grace_lightning.graph.geometry import EDGE_PROPERTIES, edge_geometry
+from grace_lightning.graph.mask import label_by_mask
 from grace_lightning.graph.neighbours import Connection, Subgraphs, adjacency, subgraphs
 from grace_lightning.graph.sample import Graph, Label, Sample, inside_image, sort_edges
 from grace_lightning.graph.triangulation import delaunay, from_detections, merge_duplicates
@@ -30,6 +31,7 @@ __all__ = [
     "end_labels",
     "from_detections",
     "inside_image",
+    "label_by_mask",
     "merge_duplicates",
     "sort_edges",
     "subgraphs",
