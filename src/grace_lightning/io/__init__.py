@@ -17,6 +17,7 @@ from grace_lightning.io.export import (
 )
 from grace_lightning.io.grace import Grace, read_grace, write_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, pixel_size, read_image, stem
+from grace_lightning.io.instances import find_instances, read_instances
 from grace_lightning.io.sources import Source, find_images, find_sources, read_sample
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "filaments_table",
     "find_detections",
     "find_images",
+    "find_instances",
     "find_sources",
     "mean_curvature",
     "pixel_size",
     "read_detections",
     "read_grace",
     "read_image",
+    "read_instances",
     "read_sample",
     "relion_psi",
     "resample",
