@@ -189,18 +189,21 @@ class GraceDataset(Dataset[GraphData]):
     def __len__(self) -> int:
         return len(self.sources)
 
+    def annotated(self, index: int) -> Sample:
+        """The sample as its files have it, its image preprocessed; read anew each time."""
+        sample = self.read(self.sources[index])
+        return sample.replace(image=self.features.preprocess(sample.image))
+
     def sample(self, index: int) -> Sample:
-        """The sample as its files have it, its image preprocessed."""
-        source = self.sources[index]
+        """The same without its annotation."""
 
         def load() -> Sample:
-            sample = self.read(source)
             # the labels are in the graph: the annotation need not be kept, nor turned with every augmentation
-            return sample.replace(image=self.features.preprocess(sample.image), annotation=None)
+            return self.annotated(index).replace(annotation=None)
 
         if not self.augment:  # its image is needed but once
             return load()
-        return self.cache.get(("sample", source), load, _sample_bytes)
+        return self.cache.get(("sample", self.sources[index]), load, _sample_bytes)
 
     def prepared(self, index: int) -> GraphData:
         """The graph without augmentation."""

@@ -17,6 +17,7 @@ from grace_lightning.io.export import (
 )
 from grace_lightning.io.grace import Grace, read_grace, write_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, pixel_size, read_image, stem
+from grace_lightning.io.instances import find_instances, read_instances
 from grace_lightning.io.masks import MASK_SUFFIXES, find_masks, leave_out_masks, read_mask
 from grace_lightning.io.sources import Source, find_images, find_sources, read_sample
 
@@ -33,6 +34,7 @@ __all__ = [
     "filaments_table",
     "find_detections",
     "find_images",
+    "find_instances",
     "find_masks",
     "find_sources",
     "leave_out_masks",
@@ -41,6 +43,7 @@ __all__ = [
     "read_detections",
     "read_grace",
     "read_image",
+    "read_instances",
     "read_mask",
     "read_sample",
     "relion_psi",
