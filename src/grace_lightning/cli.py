@@ -33,6 +33,11 @@ def evaluate() -> None:
     _command("evaluate")
 
 
+def annotate() -> None:
+    """``grace-annotate``: label a graph over detections by a mask."""
+    _command("annotate")
+
+
 def simulate() -> None:
     """``grace-simulate``: make annotated micrographs."""
     _command("simulate")

@@ -27,7 +27,8 @@ class GraphData(Data):
     """A prepared graph, or a batch of them.
 
     Holds what the feature kind extracts (such as ``x`` (N, F) and ``edge_attr`` (E, G), raw), ``edge_index`` (2, E)
-    with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``pos`` (N, 2) and ``name``.
+    with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``end_label`` (N,), ``pos`` (N, 2)
+    and ``name``.
     With neighbourhoods also the ``member_*`` of :class:`grace_lightning.graph.Subgraphs`.
     """
 
@@ -94,6 +95,7 @@ def prepare(
         edge_index=graph.edges,
         node_label=graph.node_label,
         edge_label=graph.edge_label,
+        end_label=graph.end_label,
         pos=graph.pos,
         num_nodes=graph.num_nodes,
         name=sample.name,

@@ -170,7 +170,12 @@ def _unlabelled(path: Path) -> Graph:
     confidence = None
     if "confidence" in frame:
         confidence = torch.from_numpy(frame["confidence"].to_numpy(np.float32, copy=True))
-    return from_detections(pos, confidence)[0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        graph, _ = from_detections(pos, confidence)
+    for warning in caught:
+        warnings.warn(f"{path}: {warning.message}", warning.category, stacklevel=3)
+    return graph
 
 
 def _compare(detections: Path, nodes: Path, pos: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from rich.console import Console
 from rich.progress import track
 
@@ -53,7 +53,9 @@ def train(cfg: DictConfig) -> Metrics:
     linker = build_linker(config["link"], config)
     brush = brush_width(config, config["features"]["scale"])
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
-    loggers = {name: build(node, f"logger.{name}") for name, node in (config["logger"] or {}).items()}
+    loggers = {name: build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
+    if not any(loggers.values()):  # Lightning would refuse to watch the learning rate for nobody
+        callbacks = {name: c for name, c in callbacks.items() if not isinstance(c, LearningRateMonitor)}
     trainer: pl.Trainer = build(
         config["trainer"],
         "trainer",
