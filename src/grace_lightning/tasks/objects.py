@@ -60,14 +60,20 @@ def find_objects(sample: Sample, source: Source, prediction: Prediction, linker:
     ----------
     sample : with labels and annotation
     source : its files
-    prediction : probabilities of its nodes and edges
+    prediction : its probabilities
     linker : makes filaments of them
     brush : width of the line that a filament is drawn with, pixels
     """
     graph = sample.graph
     instances = read_instances(source.instances, graph.num_nodes) if source.instances else None
     truth = true_filaments(graph, sample.annotation, instances)
-    found = linker(graph.pos, graph.edges, prediction.node_probability, prediction.edge_probability)
+    found = linker(
+        graph.pos,
+        graph.edges,
+        prediction.node_probability,
+        prediction.edge_probability,
+        prediction.end_probability,
+    )
     predicted = counted(found)
     exact = overlap(truth.nodes, [filament.nodes for filament in predicted])
     approx = None
