@@ -1,6 +1,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared cores", deadline=None)  # others' work is no reason to fail
+settings.load_profile("shared cores")
 
 
 @pytest.fixture(scope="session")

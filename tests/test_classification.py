@@ -4,9 +4,11 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from grace_lightning.metrics import (
     SCORES,
-    EpochScores,
+    EpochOutcomes,
+    calibration,
     classification,
     confusion_matrix,
+    fit_temperature,
     precision_recall,
     reliability,
     roc,
@@ -49,16 +51,39 @@ def test_undefined_scores_are_none(probability, label, undefined):
 
 
 def test_epoch_scores_are_those_of_all_batches_together():
-    metric = EpochScores()
+    metric = EpochOutcomes()
     metric.update(PROBABILITY[:2], LABEL[:2])
     metric.update(PROBABILITY[2:], LABEL[2:])
-    scores, confusion = metric.compute()
-    assert scores == classification(PROBABILITY, LABEL)
-    assert confusion.tolist() == [[1, 1], [1, 2]]
+    assert all(map(torch.equal, metric.compute(), (PROBABILITY, LABEL)))
     metric.reset()
-    scores, confusion = metric.compute()
-    assert set(scores.values()) == {None}
-    assert confusion.sum() == 0
+    assert [len(values) for values in metric.compute()] == [0, 0]
+
+
+def test_scores_of_nothing_are_undefined():
+    nothing = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    assert set(classification(*nothing).values()) == {None}
+    assert confusion_matrix(*nothing).sum() == 0
+
+
+def test_temperature_gives_overconfident_probabilities_their_meaning():
+    generator = torch.Generator().manual_seed(0)
+    margin = 2 * torch.randn(20_000, generator=generator)
+    label = (torch.rand(20_000, generator=generator) < margin.sigmoid()).long()
+    temperature = fit_temperature(3 * margin, label)
+    assert temperature == pytest.approx(3, rel=0.05)
+    found = calibration((3 * margin / temperature).sigmoid(), label, temperature)
+    assert found.error_after < 0.01 < 0.05 < found.error_before
+
+
+def test_temperature_leaves_the_unknown_out():
+    margin, label = torch.tensor([2.0, -1.0, 1.0, -2.0]), torch.tensor([1, 1, 0, 0])
+    more = torch.cat([margin, torch.tensor([50.0])]), torch.cat([label, torch.tensor([2])])
+    assert fit_temperature(*more) == fit_temperature(margin, label)
+
+
+@pytest.mark.parametrize("label", [[1, 1], [0, 2], [2, 2], []], ids=str)
+def test_temperature_of_one_class_is_one(label):
+    assert fit_temperature(torch.ones(len(label)), torch.tensor(label, dtype=torch.int64)) == 1
 
 
 def test_curves_leave_out_the_unknown():

@@ -116,7 +116,7 @@ class TestTrain:
         scores = {"accuracy", "precision", "recall", "f1", "auroc", "average_precision"}
         filaments = {"semantic_iou", "instance_iou_mean", "instance_iou_std"}
         filaments |= {"f1_50", "precision_50", "recall_50", "mean_best_iou"}
-        assert set(metrics) == {"nodes", "edges", "objects", "images"}
+        assert set(metrics) == {"nodes", "edges", "objects", "images", "calibration"}
         assert set(metrics["images"]) == {f"micrograph_000{k}" for k in range(4)}
         for part in (metrics, *metrics["images"].values()):
             assert set(part["nodes"]) == set(part["edges"]) == scores

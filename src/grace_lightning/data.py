@@ -18,7 +18,8 @@ from grace_lightning.augment import Augmentation
 from grace_lightning.errors import InputError
 from grace_lightning.features import FeatureKind, PatchAugmentation
 from grace_lightning.graph import Connection, Sample, subgraphs
-from grace_lightning.io import Source, find_sources, read_sample
+from grace_lightning.io import Source, find_sources, read_instances, read_sample
+from grace_lightning.targets import with_targets
 
 T = TypeVar("T")
 
@@ -27,8 +28,8 @@ class GraphData(Data):
     """A prepared graph, or a batch of them.
 
     Holds what the feature kind extracts (such as ``x`` (N, F) and ``edge_attr`` (E, G), raw), ``edge_index`` (2, E)
-    with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``end_label`` (N,), ``pos`` (N, 2)
-    and ``name``.
+    with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``end_label`` (N,),
+    ``link_label`` (E,), ``pos`` (N, 2) and ``name``.
     With neighbourhoods also the ``member_*`` of :class:`grace_lightning.graph.Subgraphs`.
     """
 
@@ -96,6 +97,7 @@ def prepare(
         node_label=graph.node_label,
         edge_label=graph.edge_label,
         end_label=graph.end_label,
+        link_label=graph.link_label,
         pos=graph.pos,
         num_nodes=graph.num_nodes,
         name=sample.name,
@@ -191,7 +193,10 @@ class GraceDataset(Dataset[GraphData]):
 
     def annotated(self, index: int) -> Sample:
         """The sample as its files have it, its image preprocessed; read anew each time."""
-        sample = self.read(self.sources[index])
+        source = self.sources[index]
+        sample = self.read(source)
+        instances = read_instances(source.instances, sample.graph.num_nodes) if source.instances else None
+        sample = with_targets(sample, instances)
         return sample.replace(image=self.features.preprocess(sample.image))
 
     def sample(self, index: int) -> Sample:

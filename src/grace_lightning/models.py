@@ -1,4 +1,4 @@
-"""Networks over graphs: node and edge features in; logits of nodes, of edges, and of ends of filaments out.
+"""Networks over graphs: node and edge features in; logits of both, and of what links filaments, out.
 
 All treat an edge as undirected: messages pass both ways, and the edge head does not know which end is which.
 """
@@ -17,11 +17,16 @@ from grace_lightning.errors import InputError
 
 
 class Logits(NamedTuple):
-    """What a network says: of each node, of each edge, and of whether a filament ends at a node."""
+    """What a network says, (N, 2) or (E, 2) each.
+
+    ``node`` and ``edge``: do they lie on a filament? ``end``: does one end at the node? ``link``: does one and the same
+    go from the edge's one end to the other?
+    """
 
     node: Tensor
     edge: Tensor
     end: Tensor
+    link: Tensor
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
@@ -109,12 +114,13 @@ class _NodeEdgeNetwork(nn.Module):
         self.node_head = mlp([widths[-1], *dense, 2], dropout)
         self.edge_head = mlp([2 * widths[-1] + hidden[0], *dense, 2], dropout)
         self.end_head = mlp([widths[-1], *dense, 2], dropout)
+        self.link_head = mlp([2 * widths[-1] + hidden[0], *dense, 2], dropout)
 
     def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
         raise NotImplementedError
 
     def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> Logits:
-        """Logits of nodes, edges and ends.
+        """Logits of nodes and edges.
 
         Parameters
         ----------
@@ -124,7 +130,7 @@ class _NodeEdgeNetwork(nn.Module):
 
         Returns
         -------
-        (N, 2), (E, 2) and (N, 2) float32
+        float32
         """
         edge_h = self.edge_encoder(edge_x)
         directed, directed_h = both_ways(edges, edge_h)
@@ -132,7 +138,8 @@ class _NodeEdgeNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, directed, directed_h)
         h = self.node_norm(h)
-        return Logits(self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1)), self.end_head(h))
+        around = torch.cat([pair(h, edges), edge_h], dim=1)
+        return Logits(self.node_head(h), self.edge_head(around), self.end_head(h), self.link_head(around))
 
 
 def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
@@ -236,15 +243,17 @@ class MPNN(nn.Module):
         self.node_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
         self.edge_head = nn.Sequential(nn.LayerNorm(3 * width), mlp([3 * width, *dense, 2], dropout))
         self.end_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
+        self.link_head = nn.Sequential(nn.LayerNorm(3 * width), mlp([3 * width, *dense, 2], dropout))
 
     def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> Logits:
-        """Logits of nodes (N, 2), edges (E, 2) and ends (N, 2) from (N, F), (2, E) undirected edges and (E, G)."""
+        """Logits of nodes and edges from (N, F) features, (2, E) undirected edges and (E, G) features."""
         h, edge_h = self.node_encoder(x), self.edge_encoder(edge_x)
         for update_edges, update_nodes in zip(self.edge_updates, self.node_updates, strict=True):
             edge_h = edge_h + update_edges(torch.cat([pair(h, edges), edge_h], dim=1))
             directed, directed_h = both_ways(edges, edge_h)
             h = h + update_nodes(torch.cat([h, around_nodes(directed[1], directed_h, len(h))], dim=1))
-        return Logits(self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1)), self.end_head(h))
+        around = torch.cat([pair(h, edges), edge_h], dim=1)
+        return Logits(self.node_head(h), self.edge_head(around), self.end_head(h), self.link_head(around))
 
 
 def _update(width_in: int, width: int, dropout: float) -> nn.Module:

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from grace_lightning.data import GraphData
 from grace_lightning.errors import InputError
 from grace_lightning.features import PatchAugmentation
-from grace_lightning.graph import Label
-from grace_lightning.metrics import EpochScores
+from grace_lightning.graph import Graph, Label
+from grace_lightning.link import Filaments, Linker
+from grace_lightning.metrics import EpochOutcomes, classification, confusion_matrix, fit_temperature
 from grace_lightning.models import Logits
 
 CHECKPOINT_KEY = "grace_lightning"
@@ -36,7 +37,8 @@ class Prediction(NamedTuple):
     ----------
     name : stem of the image
     node_probability, edge_probability : (N,) and (E,) float32, of the positive class
-    end_probability : (N,) float32, that a filament ends here, where one passes; None where that was never learned
+    end_probability : (N,) float32, that a filament ends at a node of one; None where that was never learned
+    link_probability : (E,) float32, that one filament goes from the edge's one end to the other; None likewise
     node_label, edge_label : (N,) and (E,) int64
     """
 
@@ -44,8 +46,14 @@ class Prediction(NamedTuple):
     node_probability: Tensor
     edge_probability: Tensor
     end_probability: Tensor | None
+    link_probability: Tensor | None
     node_label: Tensor
     edge_label: Tensor
+
+    def filaments(self, linker: Linker, graph: Graph) -> Filaments:
+        """What ``linker`` makes of the probabilities; those of links count where they are known, or else of edges."""
+        edge = self.edge_probability if self.link_probability is None else self.link_probability
+        return linker(graph.pos, graph.edges, self.node_probability, edge, self.end_probability)
 
 
 def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -62,6 +70,11 @@ def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = 
     if weight is not None:
         known = known * weight[label.clamp(max=1)]
     return total / known.sum().clamp(min=1e-12)
+
+
+def margin(logits: Tensor) -> Tensor:
+    """Log-odds of the positive class: (M, 2) to (M,)."""
+    return logits[:, 1] - logits[:, 0]
 
 
 def class_counts(label: Tensor) -> Tensor:
@@ -87,7 +100,7 @@ class GraceModule(pl.LightningModule):
     network : turns these and the edges into :class:`grace_lightning.models.Logits`
     optimizer : makes the optimiser from the parameters; not needed for prediction
     scheduler : makes the learning rate schedule from the optimiser, stepped once per epoch; None keeps the rate
-    node_weight, edge_weight, end_weight : of the three cross-entropies in the loss
+    node_weight, edge_weight, end_weight, link_weight : of the four cross-entropies in the loss
     class_weights : ``balanced`` weighs classes inversely to their frequency in the training set; None equally
     config : the resolved configuration, plain containers, kept in the checkpoint
     augment : applied, in training, to patches that the features cut on the device
@@ -95,7 +108,8 @@ class GraceModule(pl.LightningModule):
 
     node_class_weight: Tensor
     edge_class_weight: Tensor
-    knows_ends: Tensor
+    knows_filaments: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -106,6 +120,7 @@ class GraceModule(pl.LightningModule):
         node_weight: float = 1.0,
         edge_weight: float = 1.0,
         end_weight: float = 1.0,
+        link_weight: float = 1.0,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
         augment: PatchAugmentation | None = None,
@@ -115,17 +130,18 @@ class GraceModule(pl.LightningModule):
         self.network = network
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.loss_weight = {"node": node_weight, "edge": edge_weight, "end": end_weight}
+        self.loss_weight = {"node": node_weight, "edge": edge_weight, "end": end_weight, "link": link_weight}
         self.class_weights = class_weights
         self.config = config or {}
         self.augment = augment
         self.register_buffer("node_class_weight", torch.ones(2))
         self.register_buffer("edge_class_weight", torch.ones(2))
-        self.register_buffer("knows_ends", torch.tensor(False))
-        # by stage, since validation runs inside a training epoch: four losses and the number of images of each step
+        self.register_buffer("knows_filaments", torch.tensor(False))
+        self.register_buffer("temperature", torch.ones(len(HEADS)))
+        # by stage, since validation runs inside a training epoch: five losses and the number of images of each step
         self._losses: dict[str, list[Tensor]] = {"train": [], "valid": []}
         self.scores = nn.ModuleDict(
-            {f"{stage}_{head}": EpochScores() for stage in ("train", "valid") for head in HEADS}
+            {f"{stage}_{head}": EpochOutcomes() for stage in ("train", "valid") for head in HEADS}
         )
 
     def fit_to(self, prepared: Iterable[GraphData]) -> None:
@@ -136,24 +152,28 @@ class GraceModule(pl.LightningModule):
             nodes += class_counts(data.node_label)
             edges += class_counts(data.edge_label)
             ends += class_counts(data.end_label)
-        self.knows_ends.fill_(bool((ends > 0).all()))
+        self.knows_filaments.fill_(bool((ends > 0).all()))
         if self.class_weights == "balanced":
             self.node_class_weight.copy_(balanced_weights(nodes))
             self.edge_class_weight.copy_(balanced_weights(edges))
 
     def forward(self, data: GraphData) -> Heads:
-        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2), ``end`` (N, 2), in float32."""
+        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2), ``end`` (N, 2), ``link`` (E, 2), in float32."""
         x, edge_x = self.features(data, self.augment if self.training else None)
         if not data.has_subgraphs:
             logits = self.network(x, data.edge_index, edge_x)
             return {head: value.float() for head, value in logits._asdict().items()}
-        node, edge, end = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
+        node, edge, end, link = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
         is_centre = data.member_node == data.member_centre
         touches = is_centre[data.member_edges].any(dim=0)
         # Every edge touches a centre twice, once in the neighbourhood of either end.
-        edge = edge.float()
-        mean = edge.new_zeros(len(edge_x), 2).index_add(0, data.member_edge[touches], edge[touches] / 2)
-        return {"node": node[is_centre].float(), "edge": mean, "end": end[is_centre].float()}
+        row = data.member_edge[touches]
+
+        def mean(logits: Tensor) -> Tensor:
+            return logits.new_zeros(len(edge_x), 2).index_add(0, row, logits[touches] / 2)
+
+        nodes = {"node": node[is_centre].float(), "end": end[is_centre].float()}
+        return {**nodes, "edge": mean(edge.float()), "link": mean(link.float())}
 
     def _step(self, data: GraphData, stage: str) -> Tensor:
         logits = self(data)
@@ -161,10 +181,11 @@ class GraceModule(pl.LightningModule):
             "node": masked_cross_entropy(logits["node"], data.node_label, self.node_class_weight),
             "edge": masked_cross_entropy(logits["edge"], data.edge_label, self.edge_class_weight),
             "end": masked_cross_entropy(logits["end"], data.end_label),
+            "link": masked_cross_entropy(logits["link"], data.link_label, self.edge_class_weight),
         }
         loss = sum((self.loss_weight[head] * value for head, value in losses.items()), torch.zeros_like(losses["node"]))
         for head in losses:
-            self._metric(stage, head).update(logits[head].detach().softmax(1)[:, 1], data[f"{head}_label"])
+            self._metric(stage, head).update(margin(logits[head].detach()), data[f"{head}_label"])
         images = torch.full_like(loss, data.num_graphs)
         self._losses[stage].append(torch.stack([loss, *losses.values(), images]).detach())
         return loss
@@ -178,14 +199,20 @@ class GraceModule(pl.LightningModule):
         self._step(batch, "valid")
 
     def predict_step(self, batch: GraphData, batch_idx: int) -> list[Prediction]:
-        """Probabilities of the images of one batch, on the CPU."""
+        """Calibrated probabilities of the images of one batch, on the CPU."""
         logits = self(batch)
-        node, edge, end = (logits[head].softmax(1)[:, 1] for head in HEADS)
-        nodes, edges = batch.nodes_per_image, batch.edges_per_image
-        columns = [(node, nodes), (edge, edges), (end, nodes), (batch.node_label, nodes), (batch.edge_label, edges)]
-        parts = [column.cpu().split(sizes) for column, sizes in columns]
+        sizes = {"node": batch.nodes_per_image, "edge": batch.edges_per_image}
+        sizes |= {"end": sizes["node"], "link": sizes["edge"]}
+        temperatures = zip(HEADS, self.temperature, strict=True)
+        columns: list[tuple[Tensor, list[int]]] = [
+            (torch.sigmoid(margin(logits[head]) / t), sizes[head]) for head, t in temperatures
+        ]
+        columns += [(batch.node_label, sizes["node"]), (batch.edge_label, sizes["edge"])]
+        parts = [torch.split(column.cpu(), size) for column, size in columns]
         found = [Prediction(*image) for image in zip(batch.name, *parts, strict=True)]
-        return found if self.knows_ends else [prediction._replace(end_probability=None) for prediction in found]
+        if self.knows_filaments:
+            return found
+        return [prediction._replace(end_probability=None, link_probability=None) for prediction in found]
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's metrics."""
@@ -195,8 +222,8 @@ class GraceModule(pl.LightningModule):
         """Log the validation metrics."""
         self._log_scores("valid")
 
-    def _metric(self, stage: str, head: str) -> EpochScores:
-        return cast(EpochScores, self.scores[f"{stage}_{head}"])
+    def _metric(self, stage: str, head: str) -> EpochOutcomes:
+        return cast(EpochOutcomes, self.scores[f"{stage}_{head}"])
 
     def _log_scores(self, stage: str) -> None:
         """Log losses and scores of an epoch.
@@ -213,10 +240,14 @@ class GraceModule(pl.LightningModule):
         )
         shown: dict[str, float] = {"epoch": self.current_epoch}
         monitored: dict[str, float] = {}
-        for head in HEADS:
+        for index, head in enumerate(HEADS):
             metric = self._metric(stage, head)
-            scores, confusion = metric.compute()
+            margins, label = metric.compute()
             metric.reset()
+            if stage == "valid":  # every checkpoint has the temperatures that its own weights need
+                self.temperature[index] = fit_temperature(margins, label)
+            probability = margins.sigmoid()
+            scores, confusion = classification(probability, label), confusion_matrix(probability, label)
             counts = zip(("tn", "fp", "fn", "tp"), confusion.flatten().tolist(), strict=True)
             shown |= {f"{stage}/{head}_confusion_{name}": count for name, count in counts}
             values = {f"{stage}/{head}_{name}": float("nan") if v is None else v for name, v in scores.items()}

@@ -61,6 +61,7 @@ class RandomEdgeAdditionAndRemoval(SampleAugmentation):
             graph,
             edges=torch.cat([graph.edges[:, keep], added], dim=1),
             edge_label=torch.cat([graph.edge_label[keep], unknown]),
+            link_label=torch.cat([graph.link_label[keep], unknown]),
         )
         return sample.replace(graph=altered)
 

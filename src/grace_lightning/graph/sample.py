@@ -42,6 +42,7 @@ class Graph:
     confidence : (N,) float32, the detector's score; 1 where not given
     embedding : (N, F) float32 or None, features made elsewhere
     end_label : (N,) int64, whether a filament ends at a node; UNKNOWN where not given
+    link_label : (E,) int64, whether one filament goes from the edge's one end to the other; UNKNOWN where not given
 
     Raises
     ------
@@ -57,6 +58,7 @@ class Graph:
     confidence: Tensor = field(default=None)  # type: ignore[assignment]
     embedding: Tensor | None = None
     end_label: Tensor = field(default=None)  # type: ignore[assignment]
+    link_label: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         nodes, edges = len(self.pos), self.edges.shape[-1]
@@ -64,11 +66,13 @@ class Graph:
         self._fill("edge_label", torch.full((edges,), Label.UNKNOWN.value))
         self._fill("confidence", torch.ones(nodes))
         self._fill("end_label", torch.full((nodes,), Label.UNKNOWN.value))
+        self._fill("link_label", torch.full((edges,), Label.UNKNOWN.value))
         _expect("pos", self.pos, (None, 2), torch.float32)
         _expect("edges", self.edges, (2, None), torch.int64)
         _expect("node_label", self.node_label, (nodes,), torch.int64)
         _expect("edge_label", self.edge_label, (edges,), torch.int64)
         _expect("end_label", self.end_label, (nodes,), torch.int64)
+        _expect("link_label", self.link_label, (edges,), torch.int64)
         _expect("confidence", self.confidence, (nodes,), torch.float32)
         if self.embedding is not None:
             _expect("embedding", self.embedding, (nodes, None), torch.float32)
@@ -83,7 +87,7 @@ class Graph:
         if not finite.all():
             node = int((~finite).nonzero()[0])
             raise InputError(f"node {node}: position {self.pos[node].tolist()}, expected finite pixels")
-        for name in ("node_label", "edge_label", "end_label"):
+        for name in ("node_label", "edge_label", "end_label", "link_label"):
             label = getattr(self, name)
             wrong = (label < 0) | (label > 2)
             if wrong.any():
@@ -124,6 +128,7 @@ class Graph:
             confidence=self.confidence[keep],
             embedding=None if self.embedding is None else self.embedding[keep],
             end_label=self.end_label[keep],
+            link_label=self.link_label[inside],
         )
 
     def renumber(self, order: Tensor) -> Graph:
@@ -139,6 +144,7 @@ class Graph:
             confidence=self.confidence[order],
             embedding=None if self.embedding is None else self.embedding[order],
             end_label=self.end_label[order],
+            link_label=self.link_label[rank],
         )
 
 

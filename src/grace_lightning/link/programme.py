@@ -25,7 +25,7 @@ JITTER = 0.5  # filament widths; between edges of this length a bend costs half 
 GAP_COST = 0.5  # of a gap of one filament width, growing with its square, log-odds
 OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a longer one go
 SWALLOWED = 0.85  # share of a path's nodes near longer paths, from which on it is none of its own
-END_COSTS = (0.5, 10.0)  # the least and the most that an end costs where its probability is known, log-odds
+END_COSTS = (1.0, 10.0)  # the least and the most that an end costs where its probability is known, log-odds
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
 
 
@@ -86,12 +86,12 @@ class Programme:
         self,
         scale: float = 20.0,
         end_cost: float = 5.0,
-        end_weight: float = 1.5,
+        end_weight: float = 2.0,
         bend_cost: float = 20.0,
         turn_cost: float = 40.0,
         crossing_cost: float = 0.5,
-        share_cost: float = 0.15,
-        max_edge_gain: float = 1.0,
+        share_cost: float = 0.05,
+        max_edge_gain: float = 2.0,
         max_node_gain: float = 2.0,
         min_probability: float = 0.05,
         max_gap: float = 4.0,

@@ -8,11 +8,12 @@ P   number of predicted objects
 H W rows and columns of the image
 """
 
+from grace_lightning.metrics.calibration import Calibration, calibration, fit_temperature
 from grace_lightning.metrics.classification import (
     SCORES,
     THRESHOLD,
     Curve,
-    EpochScores,
+    EpochOutcomes,
     Reliability,
     Scores,
     classification,
@@ -30,18 +31,21 @@ __all__ = [
     "OBJECT_SCORES",
     "SCORES",
     "THRESHOLD",
+    "Calibration",
     "Curve",
-    "EpochScores",
+    "EpochOutcomes",
     "Overlap",
     "Predicted",
     "Reliability",
     "Scores",
     "Truth",
     "annotated_objects",
+    "calibration",
     "classification",
     "confusion_matrix",
     "counted",
     "draw_path",
+    "fit_temperature",
     "known",
     "object_scores",
     "overlap",

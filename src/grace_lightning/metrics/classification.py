@@ -122,26 +122,25 @@ def reliability(probability: Tensor, label: Tensor, bins: int = 15) -> Reliabili
     return Reliability(mean.float(), fraction.float(), size, error)
 
 
-class EpochScores(Metric):
-    """Collects probabilities and labels over an epoch, across processes; computes :func:`classification` of all."""
+class EpochOutcomes(Metric):
+    """Collects log-odds and labels over an epoch, across processes."""
 
     full_state_update = False
-    probability: list[Tensor]
+    margin: list[Tensor]
     label: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("probability", default=[], dist_reduce_fx="cat")
+        self.add_state("margin", default=[], dist_reduce_fx="cat")
         self.add_state("label", default=[], dist_reduce_fx="cat")
 
-    def update(self, probability: Tensor, label: Tensor) -> None:
-        """Add probabilities (M,) and labels (M,)."""
-        self.probability.append(probability)
+    def update(self, margin: Tensor, label: Tensor) -> None:
+        """Add log-odds of the positive class (M,) and labels (M,)."""
+        self.margin.append(margin)
         self.label.append(label)
 
-    def compute(self) -> tuple[Scores, Tensor]:
-        """Scores and (2, 2) confusion matrix of everything since the last reset."""
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Log-odds (M,) and labels (M,) of everything since the last reset."""
         if isinstance(self.label, list) and not self.label:
-            return dict.fromkeys(SCORES), torch.zeros(2, 2, dtype=torch.int64)
-        probability, label = dim_zero_cat(self.probability), dim_zero_cat(self.label)
-        return classification(probability, label), confusion_matrix(probability, label)
+            return torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+        return dim_zero_cat(self.margin), dim_zero_cat(self.label)

@@ -21,7 +21,7 @@ from grace_lightning.errors import InputError
 from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Sample
 from grace_lightning.link import Linker
-from grace_lightning.metrics import SCORES, Scores, classification
+from grace_lightning.metrics import SCORES, Scores, calibration, classification
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
 from grace_lightning.tasks.objects import (
@@ -173,6 +173,15 @@ def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]
     }
 
 
+def score_calibration(module: GraceModule, predictions: Sequence[Prediction]) -> Metrics:
+    """Of ``nodes`` and ``edges`` the temperature, and the expected calibration error without and with it."""
+    temperatures = zip(gather(predictions).items(), module.temperature.tolist(), strict=False)
+    return {
+        head: calibration(probability, label, temperature)._asdict()
+        for (head, (probability, label)), temperature in temperatures
+    }
+
+
 def evaluate_infer(
     trainer: pl.Trainer,
     module: GraceModule,
@@ -211,6 +220,7 @@ def evaluate_infer(
         draw_objects(sample, objects, prediction.name, folder, names)
         found.append(objects)
     metrics = {**metrics, "objects": score_objects(found), "images": metrics.pop("images")}
+    metrics["calibration"] = score_calibration(module, predictions)
     draw_set(gather(predictions), found, folder / SET)
     write_json(run_dir / "metrics.json", metrics)
     return metrics
@@ -233,6 +243,12 @@ def print_scores(console: Console, results: dict[str, Metrics]) -> None:
             values = [metrics[head][key] for key in SCORES]
             table.add_row(name, head, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
+    for name, metrics in results.items():
+        for head, found in metrics["calibration"].items():
+            errors = [found["error_before"], found["error_after"]]
+            if None not in errors:
+                of = "{temperature:.2f}: expected calibration error {error_before:.4f} -> {error_after:.4f}"
+                console.print(f"{name} {head}, temperature {of.format(**found)}", highlight=False)
     for metrics in results.values():
         if "objects" in metrics:
             print_objects(console, metrics["objects"])

@@ -67,14 +67,7 @@ def find_objects(sample: Sample, source: Source, prediction: Prediction, linker:
     graph = sample.graph
     instances = read_instances(source.instances, graph.num_nodes) if source.instances else None
     truth = true_filaments(graph, sample.annotation, instances)
-    found = linker(
-        graph.pos,
-        graph.edges,
-        prediction.node_probability,
-        prediction.edge_probability,
-        prediction.end_probability,
-    )
-    predicted = counted(found)
+    predicted = counted(prediction.filaments(linker, graph))
     exact = overlap(truth.nodes, [filament.nodes for filament in predicted])
     approx = None
     if sample.annotation is not None:

@@ -27,6 +27,7 @@ from grace_lightning.tasks.evaluate import (
     predict,
     print_scores,
     score,
+    score_calibration,
 )
 from grace_lightning.tasks.objects import brush_width
 
@@ -82,7 +83,8 @@ def train(cfg: DictConfig) -> Metrics:
     best = _best_checkpoint(callbacks.values(), config["ckpt_path"])
     if best is not None:
         module.load_state_dict(read_checkpoint(best)["state_dict"])
-    results = {"valid": score(predict(trainer, module, datamodule.val_dataloader()))}
+    valid = predict(trainer, module, datamodule.val_dataloader())
+    results = {"valid": {**score(valid), "calibration": score_calibration(module, valid)}}
     if datamodule.sources["infer"]:
         results["infer"] = evaluate_infer(trainer, module, datamodule, linker, brush, run_dir, console)
     print_scores(console, results)
