@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grace_lightning.config import config_dir
-from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.errors import ImagesFailed, InputError, InputWarning
 
 
 def train() -> None:
@@ -33,6 +33,11 @@ def evaluate() -> None:
     _command("evaluate")
 
 
+def predict() -> None:
+    """``grace-predict``: find filaments in micrographs with a checkpoint."""
+    _command("predict")
+
+
 def simulate() -> None:
     """``grace-simulate``: make annotated micrographs."""
     _command("simulate")
@@ -41,7 +46,8 @@ def simulate() -> None:
 def _command(name: str) -> None:
     """Run the task ``name`` on the configuration ``conf/<name>.yaml``.
 
-    The user's mistakes end in one line on stderr and status 2; any other exception is a bug and shows its traceback.
+    The user's mistakes end in one line on stderr and status 2, images that failed in a line each and status 1; any
+    other exception is a bug and shows its traceback.
     """
     running = False
 
@@ -56,6 +62,9 @@ def _command(name: str) -> None:
             getattr(task, name)(cfg)
         except InputError as error:
             _fail(name, str(error))
+        except ImagesFailed as error:
+            print(f"grace-{name}: {error}", file=sys.stderr)
+            sys.exit(1)
 
     OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
     warnings.showwarning = _show_warning
