@@ -133,13 +133,14 @@ def filaments(name, folder=Path("out")):
 
 
 @pytest.fixture(scope="module")
-def out(self, checkpoint, simulated, tmp_path_factory):
+def out(checkpoint, simulated, tmp_path_factory):
+    """What the command writes, as typed."""
     folder = tmp_path_factory.mktemp("out")
     keys = [f"checkpoint={checkpoint}", f"image_dir={simulated}", f"out_dir={folder}", "trainer.accelerator=cpu"]
     code = "from grace_lightning.cli import predict; predict()"
     done = subprocess.run([sys.executable, "-c", code, *keys], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"3 images, \d+ filaments in \S+\b(; 1 closed ones have no ends for .box)?\n", done.stdout)
+    assert re.fullmatch(r"3 images, \d+ filaments in \.(; 1 closed ones have no ends for .box)?\n", done.stdout)
     assert done.stderr == ""
     return folder
 
@@ -212,7 +213,7 @@ class TestFiles:
         """Most of the nodes of filaments are true detections: the network was trained on these very images."""
         for name in NAMES:
             truth = io.read_grace(simulated / f"{name}.grace").graph.node_label
-            assert truth[filaments(name, out)["node"].to_numpy()].double().mean() > 0.8
+            assert truth[filaments(name, out)["node"].tolist()].double().mean() > 0.8
 
 
 # ---- again ----------------------------------------------------------------------------------------------------------

@@ -101,9 +101,7 @@ def thumbnail(image: Tensor) -> Tensor:
     -------
     (1, h, w) float32; a small image stays as it is
     """
-    shape = image.shape[1:]
-    factor = min(1.0, MAX_PIXELS / max(shape))
-    return adaptive_avg_pool2d(image, (max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))))
+    return _averaged(image, min(1.0, MAX_PIXELS / max(image.shape)))
 
 
 def filaments(image: Tensor, size: Sequence[int], paths: Sequence[NDArray[Any]], closed: Sequence[bool]) -> Figure:
@@ -124,8 +122,8 @@ def filaments(image: Tensor, size: Sequence[int], paths: Sequence[NDArray[Any]],
     image = _without_background(image)
     low, high = _contrast(image)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    limits = {"vmin": low, "vmax": max(high, low + 1e-6)}
-    axes.imshow(image[0].numpy(), cmap="gray", extent=extent, interpolation="nearest", **limits)
+    high = max(high, low + 1e-6)
+    axes.imshow(image[0].numpy(), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest")
     lines = [np.concatenate([p, p[:1]]) if ring else p for p, ring in zip(paths, closed, strict=True)]
     axes.add_collection(LineCollection(lines, colors="black", linewidths=3.2, alpha=0.5, capstyle="round"))
     axes.add_collection(LineCollection(lines, colors=_distinct(paths), linewidths=1.6, capstyle="round"))
@@ -133,11 +131,16 @@ def filaments(image: Tensor, size: Sequence[int], paths: Sequence[NDArray[Any]],
     return figure
 
 
+def _averaged(image: Tensor, factor: float) -> Tensor:
+    """The image reduced by ``factor``, to a pixel at least."""
+    height, width = (max(1, round(side * factor)) for side in image.shape[1:])
+    return adaptive_avg_pool2d(image, (height, width))
+
+
 def _without_background(image: Tensor) -> Tensor:
     """Less uneven illumination and noise, which have more contrast than filaments and would leave these no greys."""
-    shape = image.shape[1:]
-    means = adaptive_avg_pool2d(image, [max(1, round(BACKGROUND * side / max(shape))) for side in shape])
-    background = interpolate(means[None], size=shape, mode="bicubic", align_corners=False)[0]
+    means = _averaged(image, BACKGROUND / max(image.shape))
+    background = interpolate(means[None], size=image.shape[1:], mode="bicubic", align_corners=False)[0]
     return torch.from_numpy(gaussian_filter((image - background).numpy(), (0, BLUR, BLUR), truncate=3))
 
 

@@ -81,6 +81,11 @@ def predict(cfg: DictConfig) -> None:
         enable_checkpointing=False,
         logger=False,
     )
+    if 0 < len(wanted) < trainer.world_size:
+        raise InputError(
+            f"trainer.devices: {trainer.world_size} processes for {len(wanted)} images, expected an image for each at "
+            "least; set trainer.devices=1"
+        )
     if wanted:
         images = _Images(wanted, predictor, frame, config["pixel_size"])
         loader = _Ahead(images, batch_size=1, collate_fn=_only)
