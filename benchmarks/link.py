@@ -29,9 +29,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
-from grace_lightning.graph import Graph, Label, adjacency, delaunay
+from grace_lightning.graph import Graph, Label, adjacency, delaunay, label_by_mask
 from grace_lightning.link import Components, Filaments, Programme
-from grace_lightning.simulate import Simulator, image_generator, label_by_mask
+from grace_lightning.simulate import Simulator, image_generator
 
 Linker = Callable[..., Filaments]
 

@@ -65,7 +65,7 @@ def parts(predictor: Predictor, image: Path, out_dir: Path, times: Times) -> Non
     lines, closed = [f.path for f in findings.paths], [f.closed for f in findings.paths]
 
     def draw() -> None:
-        figure = figures.filaments(picture, micrograph.size, lines, closed)
+        figure = figures.overview(picture, micrograph.size, lines, closed)
         figure.savefig(out_dir / "picture.png", pil_kwargs={"compress_level": 1})
 
     timed("draw", draw)

@@ -91,6 +91,7 @@ class TestTrain:
     def test_prints_metrics_the_folder_and_the_dashboard_and_nothing_else(self, trained):
         _, done = trained
         assert re.search(r"│ infer │ edges │ .*\d\.\d{3}", done.stdout)
+        assert re.search(r"│ masks │ .*\d\.\d{3}", done.stdout)
         assert "run folder  run" in done.stdout
         assert "tensorboard --logdir runs" in done.stdout
         assert done.stderr == ""
@@ -102,18 +103,29 @@ class TestTrain:
             "model/last.ckpt",
             "metrics.json",
             ".hydra/config.yaml",
-            "infer/micrograph_0000.png",
+            *(f"infer/micrograph_0000{end}" for end in (".png", ".json", "_filaments.png", "_iou.png")),
+            *(f"infer/all_images/{name}.png" for name in ("confusion", "roc", "precision_recall", "probabilities")),
+            *(f"infer/all_images/{name}.png" for name in ("reliability", "iou")),
         }
         assert all((run / name).is_file() for name in names)
         assert list(run.glob("events.out.tfevents.*"))
 
     def test_metrics_have_the_fixed_form(self, trained):
-        metrics = json.loads((trained[0] / "metrics.json").read_text())
+        text = (trained[0] / "metrics.json").read_text()
+        metrics = json.loads(text)
         scores = {"accuracy", "precision", "recall", "f1", "auroc", "average_precision"}
-        assert set(metrics) == {"nodes", "edges", "images"}
-        assert set(metrics["nodes"]) == set(metrics["edges"]) == scores
+        filaments = {"semantic_iou", "instance_iou_mean", "instance_iou_std"}
+        filaments |= {"f1_50", "precision_50", "recall_50", "mean_best_iou"}
+        assert set(metrics) == {"nodes", "edges", "objects", "images"}
         assert set(metrics["images"]) == {f"micrograph_000{k}" for k in range(4)}
-        assert set(metrics["images"]["micrograph_0002"]["edges"]) == scores
+        for part in (metrics, *metrics["images"].values()):
+            assert set(part["nodes"]) == set(part["edges"]) == scores
+            assert set(part["objects"]) == {"exact", "approx"}
+            assert set(part["objects"]["exact"]) == filaments
+            assert set(part["objects"]["approx"]) == filaments | {"pixel_accuracy"}
+        assert "NaN" not in text
+        one = json.loads((trained[0] / "infer" / "micrograph_0002.json").read_text())
+        assert one == metrics["images"]["micrograph_0002"]
 
     def test_metrics_of_every_epoch_are_logged(self, trained):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -142,6 +154,17 @@ class TestTrain:
         assert json.loads((made / "metrics.json").read_text()) == json.loads((trained[0] / "metrics.json").read_text())
         assert (made / "infer" / "micrograph_0003.png").is_file()
         assert "infer" in out
+
+    def test_evaluation_links_and_draws_as_asked(self, trained, simulated, run):
+        command = ["evaluate", f"checkpoint={trained[0]}/model/best.ckpt", f"data.infer_image_dir={simulated}"]
+        accuracy = {}
+        for name, overrides in {"thin": ["evaluate.brush=1"], "wide": ["evaluate.brush=100"]}.items():
+            # every node and edge is linked, so that something is drawn, however well the network has learnt
+            options = ["link=components", "link.threshold=0", *overrides, f"hydra.run.dir={name}"]
+            assert run(*command, *options)[0] == 0
+            objects = json.loads(Path(name, "metrics.json").read_text())["objects"]
+            accuracy[name] = objects["approx"]["pixel_accuracy"]
+        assert accuracy["wide"] < 0.5 < accuracy["thin"]
 
     def test_resuming_goes_on_where_the_run_stopped(self, trained, simulated, run):
         last = trained[0] / "model" / "last.ckpt"
@@ -233,6 +256,9 @@ def test_simulate_writes_what_train_reads(run):
         ("train", "log_dir=/dev/null/runs", ["/dev/null/runs", "log_dir"]),
         ("train", "ckpt_path=nowhere.ckpt", ["nowhere.ckpt: no such checkpoint"]),
         ("train", "data=folders", ["data.train_image_dir is not set"]),
+        ("train", "evaluate.brush=thick", ["evaluate.brush: 'thick', expected float"]),
+        ("train", "evaluate.brush=0", ["evaluate.brush: 0, expected 1 pixel or more"]),
+        ("train", "link.end_cost=high", ["link.end_cost: 'high', expected float"]),
         ("evaluate", "trainer.devices=1", ["checkpoint is not set"]),
         ("evaluate", "checkpoint=nowhere.ckpt", ["nowhere.ckpt: no such checkpoint"]),
         ("simulate", "num_images=many", ["num_images: 'many', expected int"]),
@@ -300,6 +326,10 @@ def other_annotation(data):
         (lambda data: spoil_edges(data, edge_ground_truth=-1), ["edges.parquet", "-1"]),
         (lambda data: spoil_edges(data, target=1203), ["edges.parquet", "1203", "grace-annotate"]),
         (lambda data: (data / "micrograph_0001.grace" / "edges.parquet").unlink(), ["edges.parquet"]),
+        (
+            lambda data: (data / "micrograph_0001.instances.json").write_text('{"1": [0, 9999]}'),
+            ["micrograph_0001.instances.json", "filament 1 has node 9999", "0 to"],
+        ),
         (other_metadata, ["metadata.json", "micrograph_0002", "expected micrograph_0001"]),
         (other_annotation, ["annotation.npz", "128 x 64", "128 x 128"]),
     ],

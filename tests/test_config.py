@@ -15,6 +15,7 @@ GROUPS = [
     "augment",
     "callbacks",
     "data",
+    "detections",
     "features",
     "link",
     "logger",
@@ -35,14 +36,20 @@ def compose(name, *overrides):
     return plain
 
 
+def selecting(group, option):
+    """A command that has the group, and the override that selects the option."""
+    if group == "simulator":
+        return "train", f"simulator@data.simulation.simulator={option}"
+    return "annotate" if group == "detections" else "train", f"{group}={option}"
+
+
 def test_every_group_is_tried():
     assert {p.parent.name for p in CONF.glob("*/*.yaml")} == set(GROUPS)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_fits_the_signatures_it_configures(group, option):
-    where = "simulator@data.simulation.simulator" if group == "simulator" else group
-    for key, node in compose("train", f"{where}={option}").items():
+    for key, node in compose(*selecting(group, option)).items():
         check(node, key)
 
 
@@ -60,8 +67,7 @@ def test_shipped_options_name_every_parameter(group, option):
     from hydra.utils import get_object
 
     given_at_run_time = {"features", "augment", "views", "node_width", "edge_width"}
-    where = "simulator@data.simulation.simulator" if group == "simulator" else group
-    config = compose("train", f"{where}={option}")
+    config = compose(*selecting(group, option))
     node = config["data"]["simulation"]["simulator"] if group == "simulator" else config[group]
     nodes = [node] if "_target_" in node else list(node.values())
     for own in (n for n in nodes if isinstance(n, dict) and n["_target_"].startswith("grace_lightning")):

@@ -16,6 +16,7 @@ from grace_lightning.graph import (
     delaunay,
     edge_geometry,
     from_detections,
+    label_by_mask,
     merge_duplicates,
     subgraphs,
 )
@@ -245,3 +246,19 @@ class TestGraph:
     def test_annotation_must_have_the_images_size(self):
         with pytest.raises(InputError, match=r"annotation: shape \(10, 20\), expected the image's \(20, 10\)"):
             Sample("a", torch.zeros(1, 20, 10), Graph(self.POS, pairs()), torch.zeros(10, 20, dtype=torch.int64))
+
+
+def test_labels_of_a_hand_drawn_mask():
+    """Two bars with a gap of one column between them.
+
+    ::
+
+        ##.##      0 and 1 in the left bar, 2 in the right one, 3 in the gap
+    """
+    annotation = torch.zeros(5, 21, dtype=torch.int32)
+    annotation[1:4, :10], annotation[1:4, 11:] = 1, 2
+    pos = torch.tensor([[0.0, 2.0], [9.4, 2.0], [20.4, 2.0], [9.6, 2.0], [0.0, 0.4]])
+    edges = torch.tensor([[0, 0, 1, 0, 0], [1, 2, 2, 3, 4]])
+    graph = label_by_mask(Graph(pos, edges), annotation)
+    assert graph.node_label.tolist() == [1, 1, 1, 0, 0]
+    assert graph.edge_label.tolist() == [1, 0, 0, 0, 0]

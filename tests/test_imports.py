@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
-    *("errors", "config", "graph", "io", "simulate", "augment", "features", "models", "link"),
+    *("errors", "config", "graph", "io", "simulate", "augment", "features", "ridges", "models", "link"),
     *("data", "metrics", "figures", "module", "tasks", "cli"),
 ]
 
@@ -46,9 +46,13 @@ def loaded(statement):
 
 
 def test_command_line_starts_without_torch():
-    assert not {"torch", "pytorch_lightning", "torch_geometric", "pandas", "matplotlib"} & loaded(
+    assert not {"torch", "pytorch_lightning", "torch_geometric", "pandas", "matplotlib", "skimage"} & loaded(
         "import grace_lightning.cli"
     )
+
+
+def test_annotating_by_files_starts_without_lightning_and_scikit_image():
+    assert not {"pytorch_lightning", "torch_geometric", "skimage"} & loaded("import grace_lightning.tasks.annotate")
 
 
 def test_core_does_not_need_the_extras():

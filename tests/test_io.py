@@ -887,3 +887,52 @@ def test_real_samples(shared):
         ("457", 833, 2481),
     ]
     assert [tuple(s.image.shape) for s in samples] == [(1, 1573, 1432), (1, 1548, 1423)]
+
+
+# ---- instances.json -------------------------------------------------------------------------------------------------
+
+
+def test_instances_are_sorted_and_may_share_nodes(tmp_path):
+    path = tmp_path / "a.instances.json"
+    path.write_text('{"1": [3, 0, 3], "b": [], "2": [1, 3]}')
+    found = io.read_instances(path, 4)
+    assert {name: nodes.tolist() for name, nodes in found.items()} == {"1": [0, 3], "b": [], "2": [1, 3]}
+    assert all(nodes.dtype == np.int64 for nodes in found.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read as the nodes of each filament"),
+        ("[[0, 1]]", "a JSON list, expected the nodes of each filament"),
+        ('{"1": 0}', "filament 1 is not a list of whole numbers"),
+        ('{"1": [0, 1.0]}', "filament 1 is not a list of whole numbers"),
+        ('{"1": [true]}', "filament 1 is not a list of whole numbers"),
+        ('{"1": [0], "7": [1, 4]}', "filament 7 has node 4, expected numbers from 0 to 3"),
+        ('{"1": [-1]}', "filament 1 has node -1"),
+        ('{"1": [123456789012345678901234567890]}', "filament 1 has node 123456789012345678901234567890"),
+    ],
+)
+def test_bad_instances(tmp_path, text, words):
+    path = tmp_path / "a.instances.json"
+    path.write_text(text)
+    with fails(path, words):
+        io.read_instances(path, 4)
+
+
+def test_missing_instances(tmp_path):
+    path = tmp_path / "a.instances.json"
+    with fails(path, "not found"):
+        io.read_instances(path, 4)
+
+
+@pytest.mark.parametrize("beside", [["grace"], ["image"], ["image", "grace"], []])
+def test_instances_lie_beside_the_annotation_or_the_image(tmp_path, beside):
+    for name in ("image", "grace"):
+        (tmp_path / name).mkdir()
+    write_image(tmp_path / "image" / "a.png", np.zeros((4, 4), dtype=np.uint8))
+    (tmp_path / "grace" / "a.grace").mkdir()
+    for name in beside:
+        (tmp_path / name / "a.instances.json").write_text("{}")
+    (source,) = io.find_sources(tmp_path / "image", tmp_path / "grace")
+    assert source.instances == (tmp_path / beside[-1] / "a.instances.json" if beside else None)

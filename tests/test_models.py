@@ -38,6 +38,7 @@ def test_renumbering_the_detections_renumbers_the_logits(kind, options, features
     other = sample.replace(graph=sample.graph.renumber(order))
     first, second = logits(module, sample, **options), logits(module, other, **options)
     assert torch.allclose(second["node"], first["node"][order], atol=1e-5)
+    assert torch.allclose(second["end"], first["end"][order], atol=1e-5)
     row = {tuple(e): k for k, e in enumerate(sample.graph.edges.T.tolist())}
     rows = [row[tuple(sorted((int(order[a]), int(order[b]))))] for a, b in other.graph.edges.T.tolist()]
     assert torch.allclose(second["edge"], first["edge"][rows], atol=1e-5)
@@ -49,12 +50,13 @@ def test_swapping_the_ends_of_edges_changes_nothing(kind):
     module, data = network(kind), prepare(random_sample(), Statistics(scale=9, patch=1))
     with torch.no_grad():
         x, edge_x = module.features(data)
-        node, edge = module.network(x, data.edge_index, edge_x)
+        node, edge, end = module.network(x, data.edge_index, edge_x)
         swap = torch.arange(data.edge_index.shape[1]) % 2 == 0
         swapped = torch.where(swap, data.edge_index.flip(0), data.edge_index)
-        other_node, other_edge = module.network(x, swapped, edge_x)
+        other_node, other_edge, other_end = module.network(x, swapped, edge_x)
     assert torch.allclose(node, other_node, atol=1e-5)
     assert torch.allclose(edge, other_edge, atol=1e-5)
+    assert torch.allclose(end, other_end, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

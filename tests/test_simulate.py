@@ -16,14 +16,13 @@ from scipy.spatial import KDTree
 
 from grace_lightning.config import build, config_dir
 from grace_lightning.errors import InputError
-from grace_lightning.graph import Graph, Sample, delaunay
+from grace_lightning.graph import Sample, delaunay
 from grace_lightning.simulate import (
     SHAPES,
     SimulatedFolders,
     Simulation,
     Simulator,
     image_generator,
-    label_by_mask,
     simulate_folder,
 )
 
@@ -129,22 +128,6 @@ def test_labels_agree_with_the_mask():
     assert 0 < graph.node_label.sum() < graph.num_nodes
     assert (graph.node_label[graph.edges].amin(dim=0) >= graph.edge_label).all()
     assert graph.edge_label.sum() > 0
-
-
-def test_labels_of_a_hand_drawn_mask():
-    """Two bars with a gap of one column between them.
-
-    ::
-
-        ##.##      0 and 1 in the left bar, 2 in the right one, 3 in the gap
-    """
-    annotation = torch.zeros(5, 21, dtype=torch.int32)
-    annotation[1:4, :10], annotation[1:4, 11:] = 1, 2
-    pos = torch.tensor([[0.0, 2.0], [9.4, 2.0], [20.4, 2.0], [9.6, 2.0], [0.0, 0.4]])
-    edges = torch.tensor([[0, 0, 1, 0, 0], [1, 2, 2, 3, 4]])
-    graph = label_by_mask(Graph(pos, edges), annotation)
-    assert graph.node_label.tolist() == [1, 1, 1, 0, 0]
-    assert graph.edge_label.tolist() == [1, 0, 0, 0, 0]
 
 
 def test_edges_are_the_delaunay_graph_of_all_detections():

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grace_lightning.config import config_dir
-from grace_lightning.errors import ImagesFailed, InputError, InputWarning
+from grace_lightning.errors import InputError, InputWarning
 
 
 def train() -> None:
@@ -38,6 +38,11 @@ def predict() -> None:
     _command("predict")
 
 
+def annotate() -> None:
+    """``grace-annotate``: label a graph over detections by a mask."""
+    _command("annotate")
+
+
 def simulate() -> None:
     """``grace-simulate``: make annotated micrographs."""
     _command("simulate")
@@ -46,8 +51,7 @@ def simulate() -> None:
 def _command(name: str) -> None:
     """Run the task ``name`` on the configuration ``conf/<name>.yaml``.
 
-    The user's mistakes end in one line on stderr and status 2, images that failed in a line each and status 1; any
-    other exception is a bug and shows its traceback.
+    The user's mistakes end in one line on stderr and status 2; any other exception is a bug and shows its traceback.
     """
     running = False
 
@@ -62,9 +66,6 @@ def _command(name: str) -> None:
             getattr(task, name)(cfg)
         except InputError as error:
             _fail(name, str(error))
-        except ImagesFailed as error:
-            print(f"grace-{name}: {error}", file=sys.stderr)
-            sys.exit(1)
 
     OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
     warnings.showwarning = _show_warning

@@ -27,7 +27,8 @@ class GraphData(Data):
     """A prepared graph, or a batch of them.
 
     Holds what the feature kind extracts (such as ``x`` (N, F) and ``edge_attr`` (E, G), raw), ``edge_index`` (2, E)
-    with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``pos`` (N, 2) and ``name``.
+    with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``end_label`` (N,), ``pos`` (N, 2)
+    and ``name``.
     With neighbourhoods also the ``member_*`` of :class:`grace_lightning.graph.Subgraphs`.
     """
 
@@ -94,6 +95,7 @@ def prepare(
         edge_index=graph.edges,
         node_label=graph.node_label,
         edge_label=graph.edge_label,
+        end_label=graph.end_label,
         pos=graph.pos,
         num_nodes=graph.num_nodes,
         name=sample.name,
@@ -187,18 +189,21 @@ class GraceDataset(Dataset[GraphData]):
     def __len__(self) -> int:
         return len(self.sources)
 
+    def annotated(self, index: int) -> Sample:
+        """The sample as its files have it, its image preprocessed; read anew each time."""
+        sample = self.read(self.sources[index])
+        return sample.replace(image=self.features.preprocess(sample.image))
+
     def sample(self, index: int) -> Sample:
-        """The sample as its files have it, its image preprocessed."""
-        source = self.sources[index]
+        """The same without its annotation."""
 
         def load() -> Sample:
-            sample = self.read(source)
             # the labels are in the graph: the annotation need not be kept, nor turned with every augmentation
-            return sample.replace(image=self.features.preprocess(sample.image), annotation=None)
+            return self.annotated(index).replace(annotation=None)
 
         if not self.augment:  # its image is needed but once
             return load()
-        return self.cache.get(("sample", source), load, _sample_bytes)
+        return self.cache.get(("sample", self.sources[index]), load, _sample_bytes)
 
     def prepared(self, index: int) -> GraphData:
         """The graph without augmentation."""

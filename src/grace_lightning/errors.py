@@ -10,7 +10,3 @@ class InputError(ValueError):
 
 class InputWarning(UserWarning):
     """The user's input is odd but usable; the message says what was done about it."""
-
-
-class ImagesFailed(Exception):
-    """Some images could not be done; the message has a line for each. The others were done, the exit status is 1."""

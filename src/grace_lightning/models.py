@@ -1,4 +1,4 @@
-"""Networks over graphs: node and edge features in, node and edge logits out.
+"""Networks over graphs: node and edge features in; logits of nodes, of edges, and of ends of filaments out.
 
 All treat an edge as undirected: messages pass both ways, and the edge head does not know which end is which.
 """
@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv, GCNConv
 
 from grace_lightning.errors import InputError
+
+
+class Logits(NamedTuple):
+    """What a network says: of each node, of each edge, and of whether a filament ends at a node."""
+
+    node: Tensor
+    edge: Tensor
+    end: Tensor
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
@@ -99,12 +108,13 @@ class _NodeEdgeNetwork(nn.Module):
         self.node_norm = nn.LayerNorm(widths[-1])
         self.node_head = mlp([widths[-1], *dense, 2], dropout)
         self.edge_head = mlp([2 * widths[-1] + hidden[0], *dense, 2], dropout)
+        self.end_head = mlp([widths[-1], *dense, 2], dropout)
 
     def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of nodes and edges.
+    def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> Logits:
+        """Logits of nodes, edges and ends.
 
         Parameters
         ----------
@@ -114,7 +124,7 @@ class _NodeEdgeNetwork(nn.Module):
 
         Returns
         -------
-        (N, 2) and (E, 2) float32
+        (N, 2), (E, 2) and (N, 2) float32
         """
         edge_h = self.edge_encoder(edge_x)
         directed, directed_h = both_ways(edges, edge_h)
@@ -122,7 +132,7 @@ class _NodeEdgeNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, directed, directed_h)
         h = self.node_norm(h)
-        return self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1))
+        return Logits(self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1)), self.end_head(h))
 
 
 def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
@@ -225,15 +235,16 @@ class MPNN(nn.Module):
         self.node_updates = nn.ModuleList(_update(3 * width, width, dropout) for _ in range(rounds))
         self.node_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
         self.edge_head = nn.Sequential(nn.LayerNorm(3 * width), mlp([3 * width, *dense, 2], dropout))
+        self.end_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
 
-    def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of nodes (N, 2) and edges (E, 2) from (N, F), (2, E) undirected edges and (E, G)."""
+    def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> Logits:
+        """Logits of nodes (N, 2), edges (E, 2) and ends (N, 2) from (N, F), (2, E) undirected edges and (E, G)."""
         h, edge_h = self.node_encoder(x), self.edge_encoder(edge_x)
         for update_edges, update_nodes in zip(self.edge_updates, self.node_updates, strict=True):
             edge_h = edge_h + update_edges(torch.cat([pair(h, edges), edge_h], dim=1))
             directed, directed_h = both_ways(edges, edge_h)
             h = h + update_nodes(torch.cat([h, around_nodes(directed[1], directed_h, len(h))], dim=1))
-        return self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1))
+        return Logits(self.node_head(h), self.edge_head(torch.cat([pair(h, edges), edge_h], dim=1)), self.end_head(h))
 
 
 def _update(width_in: int, width: int, dropout: float) -> nn.Module:

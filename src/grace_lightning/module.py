@@ -20,9 +20,12 @@ from grace_lightning.errors import InputError
 from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Label
 from grace_lightning.metrics import EpochScores
+from grace_lightning.models import Logits
 
 CHECKPOINT_KEY = "grace_lightning"
 """Where a checkpoint keeps the resolved configuration it was trained with."""
+
+HEADS = Logits._fields
 
 Heads = dict[str, Tensor]
 
@@ -34,12 +37,14 @@ class Prediction(NamedTuple):
     ----------
     name : stem of the image
     node_probability, edge_probability : (N,) and (E,) float32, of the positive class
+    end_probability : (N,) float32, that a filament ends here, where one passes; None where that was never learned
     node_label, edge_label : (N,) and (E,) int64
     """
 
     name: str
     node_probability: Tensor
     edge_probability: Tensor
+    end_probability: Tensor | None
     node_label: Tensor
     edge_label: Tensor
 
@@ -80,10 +85,10 @@ class GraceModule(pl.LightningModule):
     Parameters
     ----------
     features : turns a prepared graph into node features (N, F) and edge features (E, G)
-    network : turns these and the edges into node logits (N, 2) and edge logits (E, 2)
+    network : turns these and the edges into :class:`grace_lightning.models.Logits`
     optimizer : makes the optimiser from the parameters; not needed for prediction
     scheduler : makes the learning rate schedule from the optimiser, stepped once per epoch; None keeps the rate
-    node_weight, edge_weight : of the two cross-entropies in the loss
+    node_weight, edge_weight, end_weight : of the three cross-entropies in the loss
     class_weights : ``balanced`` weighs classes inversely to their frequency in the training set; None equally
     config : the resolved configuration, plain containers, kept in the checkpoint
     augment : applied, in training, to patches that the features cut on the device
@@ -91,6 +96,7 @@ class GraceModule(pl.LightningModule):
 
     node_class_weight: Tensor
     edge_class_weight: Tensor
+    knows_ends: Tensor
 
     def __init__(
         self,
@@ -100,6 +106,7 @@ class GraceModule(pl.LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         node_weight: float = 1.0,
         edge_weight: float = 1.0,
+        end_weight: float = 1.0,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
         augment: PatchAugmentation | None = None,
@@ -109,54 +116,58 @@ class GraceModule(pl.LightningModule):
         self.network = network
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.loss_weight = {"node": node_weight, "edge": edge_weight}
+        self.loss_weight = {"node": node_weight, "edge": edge_weight, "end": end_weight}
         self.class_weights = class_weights
         self.config = config or {}
         self.augment = augment
         self.register_buffer("node_class_weight", torch.ones(2))
         self.register_buffer("edge_class_weight", torch.ones(2))
-        # by stage, since validation runs inside a training epoch: three losses and the number of images of each step
+        self.register_buffer("knows_ends", torch.tensor(False))
+        # by stage, since validation runs inside a training epoch: four losses and the number of images of each step
         self._losses: dict[str, list[Tensor]] = {"train": [], "valid": []}
         self.scores = nn.ModuleDict(
-            {f"{stage}_{head}": EpochScores() for stage in ("train", "valid") for head in ("node", "edge")}
+            {f"{stage}_{head}": EpochScores() for stage in ("train", "valid") for head in HEADS}
         )
 
     def fit_to(self, prepared: Iterable[GraphData]) -> None:
         """Take the scale of the features and the class weights from the training set, not augmented."""
-        nodes, edges = torch.zeros(2, 2, dtype=torch.int64)
+        nodes, edges, ends = torch.zeros(3, 2, dtype=torch.int64)
         for data in prepared:
             self.features.update_scale(data)  # type: ignore[operator]
             nodes += class_counts(data.node_label)
             edges += class_counts(data.edge_label)
+            ends += class_counts(data.end_label)
+        self.knows_ends.fill_(bool((ends > 0).all()))
         if self.class_weights == "balanced":
             self.node_class_weight.copy_(balanced_weights(nodes))
             self.edge_class_weight.copy_(balanced_weights(edges))
 
     def forward(self, data: GraphData) -> Heads:
-        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2), float32 whatever the network's precision."""
+        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2), ``end`` (N, 2), in float32."""
         x, edge_x = self.features(data, self.augment if self.training else None)
         if not data.has_subgraphs:
-            node, edge = self.network(x, data.edge_index, edge_x)
-            return {"node": node.float(), "edge": edge.float()}
-        node, edge = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
+            logits = self.network(x, data.edge_index, edge_x)
+            return {head: value.float() for head, value in logits._asdict().items()}
+        node, edge, end = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
         is_centre = data.member_node == data.member_centre
         touches = is_centre[data.member_edges].any(dim=0)
         # Every edge touches a centre twice, once in the neighbourhood of either end.
         edge = edge.float()
         mean = edge.new_zeros(len(edge_x), 2).index_add(0, data.member_edge[touches], edge[touches] / 2)
-        return {"node": node[is_centre].float(), "edge": mean}
+        return {"node": node[is_centre].float(), "edge": mean, "end": end[is_centre].float()}
 
     def _step(self, data: GraphData, stage: str) -> Tensor:
         logits = self(data)
         losses = {
             "node": masked_cross_entropy(logits["node"], data.node_label, self.node_class_weight),
             "edge": masked_cross_entropy(logits["edge"], data.edge_label, self.edge_class_weight),
+            "end": masked_cross_entropy(logits["end"], data.end_label),
         }
         loss = sum((self.loss_weight[head] * value for head, value in losses.items()), torch.zeros_like(losses["node"]))
         for head in losses:
             self._metric(stage, head).update(logits[head].detach().softmax(1)[:, 1], data[f"{head}_label"])
         images = torch.full_like(loss, data.num_graphs)
-        self._losses[stage].append(torch.stack([loss, losses["node"], losses["edge"], images]).detach())
+        self._losses[stage].append(torch.stack([loss, *losses.values(), images]).detach())
         return loss
 
     def training_step(self, batch: GraphData, batch_idx: int) -> Tensor:
@@ -170,10 +181,12 @@ class GraceModule(pl.LightningModule):
     def predict_step(self, batch: GraphData, batch_idx: int) -> list[Prediction]:
         """Probabilities of the images of one batch, on the CPU."""
         logits = self(batch)
-        columns = [logits["node"].softmax(1)[:, 1], logits["edge"].softmax(1)[:, 1], batch.node_label, batch.edge_label]
-        sizes = [batch.nodes_per_image, batch.edges_per_image] * 2
-        parts = [column.cpu().split(size) for column, size in zip(columns, sizes, strict=True)]
-        return [Prediction(*image) for image in zip(batch.name, *parts, strict=True)]
+        node, edge, end = (logits[head].softmax(1)[:, 1] for head in HEADS)
+        nodes, edges = batch.nodes_per_image, batch.edges_per_image
+        columns = [(node, nodes), (edge, edges), (end, nodes), (batch.node_label, nodes), (batch.edge_label, edges)]
+        parts = [column.cpu().split(sizes) for column, sizes in columns]
+        found = [Prediction(*image) for image in zip(batch.name, *parts, strict=True)]
+        return found if self.knows_ends else [prediction._replace(end_probability=None) for prediction in found]
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's metrics."""
@@ -194,12 +207,14 @@ class GraceModule(pl.LightningModule):
         """
         steps = torch.stack(self._losses[stage])
         self._losses[stage].clear()
-        means = (steps[:, :3] * steps[:, 3:]).sum(0) / steps[:, 3].sum()
+        means = (steps[:, :-1] * steps[:, -1:]).sum(0) / steps[:, -1].sum()
         self.log(f"{stage}/loss", means[0], prog_bar=True, sync_dist=True)
-        self.log_dict({f"{stage}/node_loss": means[1], f"{stage}/edge_loss": means[2]}, sync_dist=True)
+        self.log_dict(
+            {f"{stage}/{head}_loss": mean for head, mean in zip(HEADS, means[1:], strict=True)}, sync_dist=True
+        )
         shown: dict[str, float] = {"epoch": self.current_epoch}
         monitored: dict[str, float] = {}
-        for head in ("node", "edge"):
+        for head in HEADS:
             metric = self._metric(stage, head)
             scores, confusion = metric.compute()
             metric.reset()

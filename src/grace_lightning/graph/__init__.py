@@ -11,7 +11,9 @@ F   length of a node embedding
 Positions are pixels, x to the right and y down; (0, 0) is the centre of the top left pixel.
 """
 
+from grace_lightning.graph.ends import end_labels
 from grace_lightning.graph.geometry import EDGE_PROPERTIES, edge_geometry
+from grace_lightning.graph.mask import label_by_mask
 from grace_lightning.graph.neighbours import Connection, Subgraphs, adjacency, subgraphs
 from grace_lightning.graph.sample import Graph, Label, Sample, inside_image, sort_edges
 from grace_lightning.graph.triangulation import delaunay, from_detections, merge_duplicates
@@ -26,8 +28,10 @@ __all__ = [
     "adjacency",
     "delaunay",
     "edge_geometry",
+    "end_labels",
     "from_detections",
     "inside_image",
+    "label_by_mask",
     "merge_duplicates",
     "sort_edges",
     "subgraphs",

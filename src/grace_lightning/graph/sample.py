@@ -41,6 +41,7 @@ class Graph:
     edge_label : (E,) int64, likewise
     confidence : (N,) float32, the detector's score; 1 where not given
     embedding : (N, F) float32 or None, features made elsewhere
+    end_label : (N,) int64, whether a filament ends at a node; UNKNOWN where not given
 
     Raises
     ------
@@ -55,16 +56,19 @@ class Graph:
     edge_label: Tensor = field(default=None)  # type: ignore[assignment]
     confidence: Tensor = field(default=None)  # type: ignore[assignment]
     embedding: Tensor | None = None
+    end_label: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         nodes, edges = len(self.pos), self.edges.shape[-1]
         self._fill("node_label", torch.full((nodes,), Label.UNKNOWN.value))
         self._fill("edge_label", torch.full((edges,), Label.UNKNOWN.value))
         self._fill("confidence", torch.ones(nodes))
+        self._fill("end_label", torch.full((nodes,), Label.UNKNOWN.value))
         _expect("pos", self.pos, (None, 2), torch.float32)
         _expect("edges", self.edges, (2, None), torch.int64)
         _expect("node_label", self.node_label, (nodes,), torch.int64)
         _expect("edge_label", self.edge_label, (edges,), torch.int64)
+        _expect("end_label", self.end_label, (nodes,), torch.int64)
         _expect("confidence", self.confidence, (nodes,), torch.float32)
         if self.embedding is not None:
             _expect("embedding", self.embedding, (nodes, None), torch.float32)
@@ -79,7 +83,7 @@ class Graph:
         if not finite.all():
             node = int((~finite).nonzero()[0])
             raise InputError(f"node {node}: position {self.pos[node].tolist()}, expected finite pixels")
-        for name in ("node_label", "edge_label"):
+        for name in ("node_label", "edge_label", "end_label"):
             label = getattr(self, name)
             wrong = (label < 0) | (label > 2)
             if wrong.any():
@@ -119,6 +123,7 @@ class Graph:
             edge_label=self.edge_label[inside],
             confidence=self.confidence[keep],
             embedding=None if self.embedding is None else self.embedding[keep],
+            end_label=self.end_label[keep],
         )
 
     def renumber(self, order: Tensor) -> Graph:
@@ -133,6 +138,7 @@ class Graph:
             edge_label=self.edge_label[rank],
             confidence=self.confidence[order],
             embedding=None if self.embedding is None else self.embedding[order],
+            end_label=self.end_label[order],
         )
 
 

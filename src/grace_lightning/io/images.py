@@ -99,14 +99,15 @@ def _frame_index(path: Path, count: int, frame: int | str | None) -> int | None:
     if frame is None and count != 1:
         raise InputError(
             f"{path}: a stack of {count} frames, expected one image; "
-            f"set data.frame to an index from 0 to {count - 1}, or to mean"
+            f"set frame (in training, data.frame) to an index from 0 to {count - 1}, or to mean"
         )
     if frame == "mean":
         return None
     index = 0 if frame is None else frame
     if not isinstance(index, int) or not 0 <= index < count:
         raise InputError(
-            f"{path}: no frame {index!r} (it has {count}, counted from 0); set data.frame to one, or to mean"
+            f"{path}: no frame {index!r} (it has {count}, counted from 0); "
+            "set frame (in training, data.frame) to one, or to mean"
         )
     return index
 
@@ -159,7 +160,7 @@ def _read_png(path: Path, frame: int | str | None) -> Pixels:
 
 def _read_tiff(path: Path, frame: int | str | None) -> Pixels:
     kinds = tifffile.PHOTOMETRIC
-    with reading(path, "a TIFF image"), _errors_raised(), tifffile.TiffFile(path) as file:
+    with reading(path, "a TIFF image"), errors_raised(), tifffile.TiffFile(path) as file:
         series = file.series[0]  # further series are thumbnails and labels
         kind = tifffile.PHOTOMETRIC(series.keyframe.photometric)
         if kind not in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB, kinds.YCBCR):
@@ -183,7 +184,7 @@ def _read_tiff(path: Path, frame: int | str | None) -> Pixels:
 
 
 @contextmanager
-def _errors_raised() -> Iterator[None]:
+def errors_raised() -> Iterator[None]:
     """What tifffile only logs as an error (a page beyond the end of a truncated file) is raised."""
     log, handler = tifffile.logger(), _Raise(logging.ERROR)
     propagate, log.propagate = log.propagate, False

@@ -18,6 +18,7 @@ from grace_lightning.io._reading import some
 from grace_lightning.io.detections import find_detections, read_detections
 from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, read_image, stem
+from grace_lightning.io.instances import find_instances
 
 TOLERANCE_PX = 1e-2
 """Detections and nodes this close are the same: far above float32's rounding, far below any detector's precision."""
@@ -25,12 +26,13 @@ TOLERANCE_PX = 1e-2
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one micrograph; ``name`` is their stem."""
+    """The files of one micrograph; ``name`` is their stem, ``instances`` names the nodes of each true filament."""
 
     name: str
     image: Path
     grace: Path | None = None
     detections: Path | None = None
+    instances: Path | None = None
 
 
 def find_images(image_dir: str | Path) -> list[Path]:
@@ -89,7 +91,13 @@ def find_sources(image_dir: str | Path, grace_dir: str | Path | None = None) -> 
             message = f"{text.format(len(names))} and were skipped: {some(names)}"
             warnings.warn(message, InputWarning, stacklevel=2)
     return [
-        Source(name, images[name], graces[name], find_detections(image_dir, name) or find_detections(grace_dir, name))
+        Source(
+            name,
+            images[name],
+            graces[name],
+            find_detections(image_dir, name) or find_detections(grace_dir, name),
+            find_instances(name, grace_dir, image_dir),
+        )
         for name in sorted(common)
     ]
 
@@ -162,7 +170,12 @@ def _unlabelled(path: Path) -> Graph:
     confidence = None
     if "confidence" in frame:
         confidence = torch.from_numpy(frame["confidence"].to_numpy(np.float32, copy=True))
-    return from_detections(pos, confidence)[0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        graph, _ = from_detections(pos, confidence)
+    for warning in caught:
+        warnings.warn(f"{path}: {warning.message}", warning.category, stacklevel=3)
+    return graph
 
 
 def _compare(detections: Path, nodes: Path, pos: Tensor) -> None:

@@ -35,7 +35,14 @@ class Components:
         self.threshold = threshold
         self.min_nodes = min_nodes
 
-    def __call__(self, pos: Array, edges: Array, node_probability: Array, edge_probability: Array) -> Filaments:
+    def __call__(
+        self,
+        pos: Array,
+        edges: Array,
+        node_probability: Array,
+        edge_probability: Array,
+        end_probability: Array | None = None,
+    ) -> Filaments:
         """Link one image; arguments and errors as those of :class:`grace_lightning.link.Programme`."""
         given = scored(pos, edges, node_probability, edge_probability)
         positive = given.node_probability >= self.threshold

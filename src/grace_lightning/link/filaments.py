@@ -61,8 +61,15 @@ class Filaments:
 class Linker(Protocol):
     """Links the detections of one image; see :class:`grace_lightning.link.Programme`."""
 
-    def __call__(self, pos: Array, edges: Array, node_probability: Array, edge_probability: Array) -> Filaments:
-        """Filaments of (N, 2) positions in pixels, (2, E) edges, (N,) and (E,) probabilities."""
+    def __call__(
+        self,
+        pos: Array,
+        edges: Array,
+        node_probability: Array,
+        edge_probability: Array,
+        end_probability: Array | None = None,
+    ) -> Filaments:
+        """Filaments of (N, 2) positions in pixels, (2, E) edges, and (N,), (E,) and (N,) probabilities."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Scored:
     pos : (N, 2) float64, pixels
     edges : (2, E) int64, first < second
     node_probability, edge_probability : (N,) and (E,) float64
+    end_probability : (N,) float64 or None
     number : (N,) int64, what each node is called outside
     """
 
@@ -81,6 +89,7 @@ class Scored:
     edges: Ints
     node_probability: Floats
     edge_probability: Floats
+    end_probability: Floats | None
     number: Ints
 
     def outside(self, nodes: Sequence[Ints], beside: Sequence[Bools], closed: Sequence[bool]) -> Filaments:
@@ -96,7 +105,9 @@ class Scored:
         )
 
 
-def scored(pos: Array, edges: Array, node_probability: Array, edge_probability: Array) -> Scored:
+def scored(
+    pos: Array, edges: Array, node_probability: Array, edge_probability: Array, end_probability: Array | None = None
+) -> Scored:
     """Check what a linker is given, and sort it.
 
     Raises
@@ -105,19 +116,21 @@ def scored(pos: Array, edges: Array, node_probability: Array, edge_probability: 
         Shapes that do not belong together, an edge that names no node, or probabilities outside 0 to 1.
     """
     xy, node, edge = (_array(a).astype(np.float64) for a in (pos, node_probability, edge_probability))
+    end = np.full(len(xy), 0.5) if end_probability is None else _array(end_probability).astype(np.float64)
     ends = _array(edges).astype(np.int64)
     shapes = (
         ("pos", xy, (len(xy), 2)),
         ("edges", ends, (2, ends.shape[-1])),
         ("node_probability", node, (len(xy),)),
         ("edge_probability", edge, (ends.shape[-1],)),
+        ("end_probability", end, (len(xy),)),
     )
     for name, value, expected in shapes:
         if value.shape != expected:
             raise InputError(f"{name}: shape {value.shape}, expected {expected}")
     if not np.isfinite(xy).all():
         raise InputError(f"pos: node {np.flatnonzero(~np.isfinite(xy).all(axis=1))[0]} is not at finite pixels")
-    for name, value in (("node_probability", node), ("edge_probability", edge)):
+    for name, value in (("node_probability", node), ("edge_probability", edge), ("end_probability", end)):
         wrong = np.flatnonzero(~((value >= 0) & (value <= 1)))
         if len(wrong):
             raise InputError(f"{name} {wrong[0]}: {value[wrong[0]]}, expected a probability from 0 to 1")
@@ -126,12 +139,13 @@ def scored(pos: Array, edges: Array, node_probability: Array, edge_probability: 
         found = ends[:, wrong[0]].tolist()
         raise InputError(f"edge {wrong[0]}: joins {found}, expected two nodes from 0 to {len(xy) - 1}")
 
-    number = np.lexsort((node, xy[:, 1], xy[:, 0]))
+    number = np.lexsort((end, node, xy[:, 1], xy[:, 0]))
     rank = np.empty_like(number)
     rank[number] = np.arange(len(number))
     ends = np.sort(rank[ends], axis=0)
     order = np.lexsort((edge, ends[1], ends[0]))
-    return Scored(xy[number], ends[:, order], node[number], edge[order], number)
+    ending = None if end_probability is None else end[number]
+    return Scored(xy[number], ends[:, order], node[number], edge[order], ending, number)
 
 
 def _array(value: Array) -> NDArray[np.generic]:

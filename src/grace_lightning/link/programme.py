@@ -24,7 +24,8 @@ POSITIVE = 0.5  # a node of a higher probability can join a path that it lies be
 JITTER = 0.5  # filament widths; between edges of this length a bend costs half as much, it may be the detector's
 GAP_COST = 0.5  # of a gap of one filament width, growing with its square, log-odds
 OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a longer one go
-SWALLOWED = 0.6  # share of a path's nodes near longer paths, from which on it is none of its own
+SWALLOWED = 0.85  # share of a path's nodes near longer paths, from which on it is none of its own
+END_COSTS = (0.5, 10.0)  # the least and the most that an end costs where its probability is known, log-odds
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
 
 
@@ -62,10 +63,13 @@ class Programme:
     Parameters
     ----------
     scale : width of a filament, pixels
-    end_cost : log-odds, of each of a filament's two ends
+    end_cost : log-odds, of each of a filament's two ends; where the probability p of an end is known, its log-odds
+        against, -logit p, times ``end_weight``, from ``END_COSTS[0]`` to ``END_COSTS[1]``
+    end_weight : see ``end_cost``
     bend_cost : log-odds, of a right angle between two edges that are long against the jitter of the detections
     turn_cost : log-odds, of a right angle in the course of a path
     crossing_cost : log-odds, of a second filament through a node
+    share_cost : log-odds, of a second filament along one filament width of a path
     max_edge_gain, max_node_gain : log-odds, the most that one edge or node speaks for a path
     min_probability : edges below it are left out; nodes below it count as if they had it
     max_gap : filament widths between ends that may be joined; 0 for ends at one node only
@@ -81,10 +85,12 @@ class Programme:
     def __init__(
         self,
         scale: float = 20.0,
-        end_cost: float = 4.0,
+        end_cost: float = 5.0,
+        end_weight: float = 1.5,
         bend_cost: float = 20.0,
         turn_cost: float = 40.0,
         crossing_cost: float = 0.5,
+        share_cost: float = 0.15,
         max_edge_gain: float = 1.0,
         max_node_gain: float = 2.0,
         min_probability: float = 0.05,
@@ -94,7 +100,8 @@ class Programme:
     ) -> None:
         for name, value in {"bend_cost": bend_cost, "turn_cost": turn_cost}.items():
             expect(name, value, "more than 0", 0 < value < inf)
-        costs = {"end_cost": end_cost, "crossing_cost": crossing_cost}
+        costs = {"end_cost": end_cost, "end_weight": end_weight, "crossing_cost": crossing_cost}
+        costs["share_cost"] = share_cost
         gains = {"max_edge_gain": max_edge_gain, "max_node_gain": max_node_gain}
         for name, value in (costs | gains | {"max_gap": max_gap, "min_length": min_length}).items():
             expect(name, value, "0 or more", 0 <= value < inf)
@@ -103,9 +110,11 @@ class Programme:
         expect("time_limit", time_limit, "seconds above 0", time_limit > 0)
         self.scale = scale
         self.end_cost = end_cost
+        self.end_weight = end_weight
         self.bend_cost = bend_cost
         self.turn_cost = turn_cost
         self.crossing_cost = crossing_cost
+        self.share_cost = share_cost
         self.max_edge_gain = max_edge_gain
         self.max_node_gain = max_node_gain
         self.min_probability = min_probability
@@ -113,7 +122,14 @@ class Programme:
         self.min_length = min_length
         self.time_limit = time_limit
 
-    def __call__(self, pos: Array, edges: Array, node_probability: Array, edge_probability: Array) -> Filaments:
+    def __call__(
+        self,
+        pos: Array,
+        edges: Array,
+        node_probability: Array,
+        edge_probability: Array,
+        end_probability: Array | None = None,
+    ) -> Filaments:
         """Link one image.
 
         Parameters
@@ -121,22 +137,27 @@ class Programme:
         pos : (N, 2) float32, pixels
         edges : (2, E) int64, any candidates, each once
         node_probability, edge_probability : (N,) and (E,), of the positive class
+        end_probability : (N,), that a filament that comes to a node ends there; None: every end costs ``end_cost``
 
         Raises
         ------
         InputError
             Arrays that do not belong together, or probabilities outside 0 to 1.
         """
-        given = scored(pos, edges, node_probability, edge_probability)
+        given = scored(pos, edges, node_probability, edge_probability, end_probability)
         deadline = time.monotonic() + self.time_limit
-        paths = without_overlaps(given.pos, self._paths(given, deadline), OVERLAP * self.scale)
+        end_cost = np.full(len(given.pos), self.end_cost)
+        if given.end_probability is not None:
+            end_cost = np.clip(-self.end_weight * logit(given.end_probability), *END_COSTS)
+        paths = without_overlaps(given.pos, self._paths(given, end_cost, deadline), OVERLAP * self.scale)
         paths, optimal = reconnect(
             given.pos,
             paths,
             scale=self.scale,
-            end_cost=self.end_cost,
+            end_cost=end_cost,
             turn_cost=self.turn_cost,
             gap_cost=GAP_COST,
+            share_cost=self.share_cost,
             max_gap=self.max_gap,
             seconds=deadline - time.monotonic(),
         )
@@ -145,7 +166,7 @@ class Programme:
         paths = [path for path in paths if path_length(given.pos, path) >= self.min_length * self.scale]
         return self._with_neighbours(given, paths)
 
-    def _paths(self, given: Scored, deadline: float) -> list[Path]:
+    def _paths(self, given: Scored, end_cost: Floats, deadline: float) -> list[Path]:
         """The programme's paths."""
         edges = given.edges[:, given.edge_probability >= self.min_probability]
         edge_gain = self._gain(given.edge_probability[given.edge_probability >= self.min_probability])
@@ -156,19 +177,21 @@ class Programme:
         late = []
         for nodes, own in _parts(edges, len(given.pos)):
             hope = np.maximum(edge_gain[own], 0).sum() + np.maximum(node_gain[nodes], 0).sum()
-            if hope <= (2 * self.end_cost if len(own) < len(nodes) else 0):  # no ring in it, so two ends to pay
+            ends = 2 * end_cost[nodes].min()
+            if hope <= (ends if len(own) < len(nodes) else 0):  # no ring in it, so two ends to pay
                 continue
             place[nodes] = np.arange(len(nodes))
             ends = place[edges[:, own]]
             pairs = meeting_pairs(given.pos[nodes], ends, bend_cost=self.bend_cost, jitter=JITTER * self.scale)
             again = np.maximum(self.crossing_cost, -node_gain[nodes])[pairs.node]
-            pairs = pairs.where(pairs.cost <= 2 * self.end_cost + again)  # or it would end and begin anew
+            # or it would end and begin anew
+            pairs = pairs.where(pairs.cost <= 2 * end_cost[nodes[pairs.node]] + again)
             edge, pair, optimal = best_paths(
                 ends,
                 pairs,
                 edge_gain[own],
                 node_gain[nodes],
-                end_cost=self.end_cost,
+                end_cost=end_cost[nodes],
                 crossing_cost=self.crossing_cost,
                 seconds=deadline - time.monotonic(),
             )

@@ -70,18 +70,21 @@ def best_paths(
     edge_gain: Floats,
     node_gain: Floats,
     *,
-    end_cost: float,
+    end_cost: Floats,
     crossing_cost: float,
     seconds: float,
 ) -> tuple[Bools, Bools, bool]:
     """Which edges (E,) and which pairs (P,) are taken, and whether it is sure that nothing is better.
 
-    The formula stands at :class:`grace_lightning.link.Programme`. An edge ends at a node where it goes on in no other,
-    so there are sum 2 x - sum 2 y ends; the passes z + c of a node are sum x - sum y over what meets there.
+    The formula stands at :class:`grace_lightning.link.Programme`; ``end_cost`` is (N,). An edge ends at a node where it
+    goes on in no other, so there are sum 2 x - sum 2 y ends; the passes z + c of a node are sum x - sum y over what
+    meets there.
     """
     (num_edges, num_pairs), num_nodes = (edges.shape[1], len(pairs.node)), len(node_gain)
     again = -np.maximum(crossing_cost, -node_gain)  # an improbable node is no cheaper the second time
-    gain = np.concatenate([edge_gain - 2 * end_cost, 2 * end_cost - pairs.cost, node_gain, again])
+    gain = np.concatenate(
+        [edge_gain - end_cost[edges].sum(axis=0), 2 * end_cost[pairs.node] - pairs.cost, node_gain, again]
+    )
     x, y = np.arange(num_edges), num_edges + np.arange(num_pairs)
     z = num_edges + num_pairs + np.arange(num_nodes)
     c = z + num_nodes
@@ -98,20 +101,31 @@ def best_paths(
         ],
         seconds,
     )
-    return taken[:num_edges], taken[num_edges : num_edges + num_pairs], optimal
+    return taken[:num_edges] > 0, taken[num_edges : num_edges + num_pairs] > 0, optimal
 
 
-def best(gain: Floats, integrality: Ints, constraints: list[LinearConstraint], seconds: float) -> tuple[Bools, bool]:
-    """Variables from 0 to 1 with the greatest gain found in ``seconds``, and whether it is sure to be the greatest."""
+def best(
+    gain: Floats,
+    integrality: Ints,
+    constraints: list[LinearConstraint],
+    seconds: float,
+    *,
+    least: Ints | int = 0,
+    most: int = 1,
+) -> tuple[Ints, bool]:
+    """Amounts with the greatest gain found in ``seconds``, and whether it is sure to be the greatest.
+
+    Amounts lie between ``least`` and ``most`` and are rounded. Where none was found in time, they are ``least``.
+    """
     result = milp(
         -gain,
         integrality=integrality,
-        bounds=Bounds(0, 1),
+        bounds=Bounds(least, most),
         constraints=constraints,
         options={"mip_rel_gap": 0, "time_limit": max(seconds, 0.0)},
     )
-    taken = np.zeros(len(gain), dtype=bool) if result.x is None else result.x > 0.5
-    return taken, bool(result.status == 0)
+    found = np.broadcast_to(least, len(gain)) if result.x is None else np.rint(result.x)
+    return found.astype(np.int64), bool(result.status == 0)
 
 
 def _matrix(entries: list[tuple[Ints, Ints, int]], shape: tuple[int, int]) -> sp.csc_array:

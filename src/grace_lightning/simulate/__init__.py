@@ -14,7 +14,6 @@ canvas  the image with a margin, so that nothing wraps around at its borders
 Points are pixels of the image, columns x and y; on the canvas they lie MARGIN further.
 """
 
-from grace_lightning.simulate.detections import label_by_mask
 from grace_lightning.simulate.draws import image_generator
 from grace_lightning.simulate.folders import SimulatedFolders, simulate_folder, write_simulation
 from grace_lightning.simulate.micrograph import Simulation, Simulator
@@ -26,7 +25,6 @@ __all__ = [
     "Simulation",
     "Simulator",
     "image_generator",
-    "label_by_mask",
     "simulate_folder",
     "write_simulation",
 ]

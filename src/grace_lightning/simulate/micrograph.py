@@ -13,8 +13,8 @@ from scipy import fft
 from torch import Generator, Tensor
 
 from grace_lightning.errors import InputError
-from grace_lightning.graph import Sample, from_detections
-from grace_lightning.simulate.detections import detect, label_by_mask, members
+from grace_lightning.graph import Sample, from_detections, label_by_mask
+from grace_lightning.simulate.detections import detect, members
 from grace_lightning.simulate.draws import Floats, Image, between, uniform
 from grace_lightning.simulate.matter import MARGIN, carbon_film, draw_blob, draw_filament, filament_density
 from grace_lightning.simulate.optics import contrast_transfer, expose, illumination, imaged

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+
+from grace_lightning.errors import InputError
 
 Config = dict[str, Any]
 
@@ -42,3 +48,33 @@ def quiet_lightning() -> None:
         "Detected pickle protocol.*",  # of a file that is refused anyway
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def each_image(names: Iterable[str], work: Callable[[str], None], *, doing: str) -> list[str]:
+    """Do ``work`` for every image, behind a progress bar; one that fails does not keep the others from being done.
+
+    Parameters
+    ----------
+    names : of the images
+    work : given the name; an :class:`InputError` means that this image failed
+    doing : what stands before the bar
+
+    Returns
+    -------
+    What is wrong with those that failed, one line each
+    """
+    console, failures = Console(stderr=True), []
+    for name in track(list(names), doing, console=console, disable=not console.is_terminal, transient=True):
+        try:
+            work(name)
+        except InputError as error:
+            failures.append(" ".join(str(error).split()))
+    return failures
+
+
+def exit_if_failed(command: str, failures: Sequence[str]) -> None:
+    """Say on stderr what failed, one line each, and leave with status 1; go on where nothing did."""
+    for failure in failures:
+        print(f"{command}: {failure}", file=sys.stderr)
+    if failures:
+        sys.exit(1)

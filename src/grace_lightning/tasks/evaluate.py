@@ -13,22 +13,37 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from grace_lightning import figures
 from grace_lightning.config import build
-from grace_lightning.data import GraceDataModule, GraceDataset
+from grace_lightning.data import GraceDataModule
 from grace_lightning.errors import InputError
 from grace_lightning.features import PatchAugmentation
+from grace_lightning.graph import Sample
 from grace_lightning.link import Linker
 from grace_lightning.metrics import SCORES, Scores, classification
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
+from grace_lightning.tasks.objects import (
+    Objects,
+    brush_width,
+    draw_objects,
+    draw_set,
+    find_objects,
+    print_objects,
+    score_objects,
+)
 
 Metrics = dict[str, Any]
 
 OWN_CLASSES = "grace_lightning."
 """Only classes of this package are made from a checkpoint's configuration."""
+
+SET = "all_images"
+"""Folder in ``infer/`` of the pictures of all images together: beside theirs, a name could be an image's."""
 
 
 def evaluate(cfg: DictConfig) -> Metrics:
@@ -43,6 +58,8 @@ def evaluate(cfg: DictConfig) -> Metrics:
     if config["checkpoint"] is None:
         raise InputError("checkpoint is not set; give a file such as checkpoint=runs/<run>/model/best.ckpt")
     module = load_module(config["checkpoint"], scale=config["features"]["scale"])
+    linker = build_linker(config.get("link"), module.config)
+    brush = brush_width(config, module.config["features"]["scale"])
     data = {**module.config["data"], "simulation": None}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:
@@ -53,8 +70,8 @@ def evaluate(cfg: DictConfig) -> Metrics:
     if not datamodule.sources["infer"]:
         raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")
     trainer: pl.Trainer = build(config["trainer"], "trainer", logger=False)
-    result = evaluate_infer(trainer, module, datamodule, Path(config["run_dir"]))
     console = Console()
+    result = evaluate_infer(trainer, module, datamodule, linker, brush, Path(config["run_dir"]), console)
     print_scores(console, {"infer": result})
     console.print(f"run folder  {short(Path(config['run_dir']))}", highlight=False)
     return result
@@ -161,34 +178,63 @@ def score(predictions: Sequence[Prediction]) -> Metrics:
     """
 
     def both(part: Sequence[Prediction]) -> dict[str, Scores]:
-        return {
-            "nodes": classification(
-                torch.cat([p.node_probability for p in part]), torch.cat([p.node_label for p in part])
-            ),
-            "edges": classification(
-                torch.cat([p.edge_probability for p in part]), torch.cat([p.edge_label for p in part])
-            ),
-        }
+        return {head: classification(*outcome) for head, outcome in gather(part).items()}
 
     return {**both(predictions), "images": {p.name: both([p]) for p in predictions}}
 
 
-def evaluate_infer(trainer: pl.Trainer, module: GraceModule, datamodule: GraceDataModule, run_dir: Path) -> Metrics:
-    """Score the inference images; write ``metrics.json``, and numbers and a picture per image into ``infer/``."""
+def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Probabilities and labels of all ``nodes`` and of all ``edges``."""
+    return {
+        "nodes": (torch.cat([p.node_probability for p in predictions]), torch.cat([p.node_label for p in predictions])),
+        "edges": (torch.cat([p.edge_probability for p in predictions]), torch.cat([p.edge_label for p in predictions])),
+    }
+
+
+def evaluate_infer(
+    trainer: pl.Trainer,
+    module: GraceModule,
+    datamodule: GraceDataModule,
+    linker: Linker,
+    brush: float,
+    run_dir: Path,
+    console: Console,
+) -> Metrics:
+    """Score the inference images; write ``metrics.json``, and numbers and pictures into ``infer/``.
+
+    Parameters
+    ----------
+    linker : makes filaments of the probabilities
+    brush : width of the line that a filament is drawn with, pixels
+
+    Returns
+    -------
+    metrics, see :func:`score`; ``objects``, of all and of each image, see :func:`score_objects`
+    """
     dataset = datamodule.dataset("infer")
     predictions = predict(trainer, module, datamodule.predict_dataloader())
     metrics = score(predictions)
     folder = run_dir / "infer"
     folder.mkdir(parents=True, exist_ok=True)
-    for index, prediction in enumerate(predictions):
+    names = {prediction.name for prediction in predictions}
+    found: list[Objects] = []
+    hidden = not console.is_terminal
+    shown = track(predictions, "linking and drawing", console=console, transient=True, disable=hidden)
+    for index, prediction in enumerate(shown):
+        sample = dataset.annotated(index)  # one image at a time; of the others, sets of nodes and numbers are kept
+        objects = find_objects(sample, dataset.sources[index], prediction, linker, brush)
+        metrics["images"][prediction.name]["objects"] = score_objects([objects])
         write_json(folder / f"{prediction.name}.json", metrics["images"][prediction.name])
-        _draw(dataset, index, prediction, folder / f"{prediction.name}.png")
+        _draw(sample, prediction, folder / f"{prediction.name}.png")
+        draw_objects(sample, objects, prediction.name, folder, names)
+        found.append(objects)
+    metrics = {**metrics, "objects": score_objects(found), "images": metrics.pop("images")}
+    draw_set(gather(predictions), found, folder / SET)
     write_json(run_dir / "metrics.json", metrics)
     return metrics
 
 
-def _draw(dataset: GraceDataset, index: int, prediction: Prediction, path: Path) -> None:
-    sample = dataset.sample(index)
+def _draw(sample: Sample, prediction: Prediction, path: Path) -> None:
     figure = figures.probabilities(
         sample.image, sample.graph, prediction.node_probability, prediction.edge_probability, title=sample.name
     )
@@ -196,7 +242,7 @@ def _draw(dataset: GraceDataset, index: int, prediction: Prediction, path: Path)
 
 
 def print_scores(console: Console, results: dict[str, Metrics]) -> None:
-    """A table of the scores by set, nodes and edges."""
+    """A table of the scores by set, nodes and edges; below, one of the filaments where they were linked."""
     table = Table(*["", "", *(name.replace("_", " ") for name in SCORES)])
     for column in table.columns[2:]:
         column.justify = "right"
@@ -205,3 +251,6 @@ def print_scores(console: Console, results: dict[str, Metrics]) -> None:
             values = [metrics[head][key] for key in SCORES]
             table.add_row(name, head, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
+    for metrics in results.values():
+        if "objects" in metrics:
+            print_objects(console, metrics["objects"])

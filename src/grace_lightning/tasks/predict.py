@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from grace_lightning import figures, io
 from grace_lightning.config import build, check_value
-from grace_lightning.errors import ImagesFailed, InputError, InputWarning
-from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
+from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.tasks.common import Config, exit_if_failed, plain, quiet_lightning, short
 from grace_lightning.tasks.predictor import Findings, Predictor, Prepared
 from grace_lightning.tasks.results import (
     Export,
@@ -42,10 +42,7 @@ Frame = int | Literal["mean"] | None
 def predict(cfg: DictConfig) -> None:
     """Find the filaments of all micrographs of a folder that have detections; see :mod:`grace_lightning.tasks.results`.
 
-    Raises
-    ------
-    ImagesFailed
-        Some images could not be done; all others were.
+    Images that fail are named at the end, when the others are done; the exit status is 1 then.
     """
     config = plain(cfg)
     quiet_lightning()
@@ -356,7 +353,7 @@ class _Writer(pl.Callback):
 
 
 def _report(console: Console, writer: _Writer, total: int, skipped: int) -> None:
-    """Join the tables, say what was done, and fail where an image did."""
+    """Join the tables, say what was done and, with status 1, what failed."""
     failures, export = writer.failures, writer.export
     try:
         images, filaments = join_summaries(writer.out_dir)
@@ -365,7 +362,8 @@ def _report(console: Console, writer: _Writer, total: int, skipped: int) -> None
     else:
         before = f" ({skipped} done before, overwrite=true does them anew)" if skipped else ""
         rings = f"; {writer.rings} closed ones have no ends for .box" if writer.rings and export.box else ""
-        done = f"{images} images, {filaments:,} filaments in {short(writer.out_dir)}{before}{rings}"
+        failed = f"; {len(failures)} of {total} images failed" if failures else ""
+        done = f"{images} images, {filaments:,} filaments in {short(writer.out_dir)}{before}{rings}{failed}"
         console.print(done, highlight=False, soft_wrap=True)
     names = writer.without_pixel_size
     if names and (export.star or export.cbox):
@@ -374,6 +372,4 @@ def _report(console: Console, writer: _Writer, total: int, skipped: int) -> None
             f"filament width ({writer.scale:g} pixels) apart and .star has no track length, without which RELION does "
             "not extract helical segments: set pixel_size= (Angstrom) and overwrite=true"
         )
-    if failures:
-        lines = "\n".join(f"  {failure}" for failure in failures)
-        raise ImagesFailed(f"{len(failures)} of {total} images failed, all others are done\n{lines}")
+    exit_if_failed("grace-predict", [str(failure) for failure in failures])

@@ -190,7 +190,7 @@ def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, exp
         io.write_box_ends(f"{stem}.box", [filament for filament in paths if not filament.closed])
     if export.png:
         lines, closed = [filament.path for filament in paths], [filament.closed for filament in paths]
-        figure = figures.filaments(micrograph.picture, micrograph.size, lines, closed)
+        figure = figures.overview(micrograph.picture, micrograph.size, lines, closed)
         figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from rich.console import Console
 from rich.progress import track
 
@@ -16,9 +16,19 @@ from grace_lightning.augment import Augmentation
 from grace_lightning.config import build, check, check_value
 from grace_lightning.data import GraceDataModule, GraphData
 from grace_lightning.errors import InputError
+from grace_lightning.io import read_instances
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
-from grace_lightning.tasks.evaluate import Metrics, build_module, evaluate_infer, predict, print_scores, score
+from grace_lightning.tasks.evaluate import (
+    Metrics,
+    build_linker,
+    build_module,
+    evaluate_infer,
+    predict,
+    print_scores,
+    score,
+)
+from grace_lightning.tasks.objects import brush_width
 
 
 def train(cfg: DictConfig) -> Metrics:
@@ -40,8 +50,12 @@ def train(cfg: DictConfig) -> Metrics:
     augment, views = build_augmentation(config["augment"])
     datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=augment, views=views)
     module = build_module(config, features, augment.patches)
+    linker = build_linker(config["link"], config)
+    brush = brush_width(config, config["features"]["scale"])
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
-    loggers = {name: build(node, f"logger.{name}") for name, node in (config["logger"] or {}).items()}
+    loggers = {name: build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
+    if not any(loggers.values()):  # Lightning would refuse to watch the learning rate for nobody
+        callbacks = {name: c for name, c in callbacks.items() if not isinstance(c, LearningRateMonitor)}
     trainer: pl.Trainer = build(
         config["trainer"],
         "trainer",
@@ -57,8 +71,9 @@ def train(cfg: DictConfig) -> Metrics:
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
     module.fit_to(_read_all(datamodule, "train", console))
     for name in ("valid", "infer"):
-        for _ in _read_all(datamodule, name, console):
-            pass
+        for source, data in zip(datamodule.sources[name], _read_all(datamodule, name, console), strict=True):
+            if name == "infer" and source.instances is not None:
+                read_instances(source.instances, len(data.node_label))
     if features.frozen:
         console.print(features.report(), highlight=False)
     console.print(describe_size(module), highlight=False)
@@ -69,7 +84,7 @@ def train(cfg: DictConfig) -> Metrics:
         module.load_state_dict(read_checkpoint(best)["state_dict"])
     results = {"valid": score(predict(trainer, module, datamodule.val_dataloader()))}
     if datamodule.sources["infer"]:
-        results["infer"] = evaluate_infer(trainer, module, datamodule, run_dir)
+        results["infer"] = evaluate_infer(trainer, module, datamodule, linker, brush, run_dir, console)
     print_scores(console, results)
     console.print(f"run folder  {short(run_dir)}", highlight=False)
     console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)

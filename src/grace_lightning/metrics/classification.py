@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +61,65 @@ def classification(probability: Tensor, label: Tensor) -> Scores:
 def confusion_matrix(probability: Tensor, label: Tensor) -> Tensor:
     """(2, 2) int64 counts; rows are the truth, columns the prediction, negative first."""
     return tm.binary_confusion_matrix(*known(probability, label), validate_args=False)
+
+
+class Curve(NamedTuple):
+    """Points of a curve, (P,) float32 each."""
+
+    x: Tensor
+    y: Tensor
+
+
+def roc(probability: Tensor, label: Tensor) -> Curve | None:
+    """False positive rate and true positive rate at every threshold; None unless both classes occur.
+
+    Parameters
+    ----------
+    probability : (M,) float32, of the positive class
+    label : (M,) int64
+    """
+    p, y = known(probability, label)
+    if not 0 < int(y.sum()) < len(y):
+        return None
+    false, true, _ = tm.binary_roc(p, y, validate_args=False)
+    return Curve(false, true)
+
+
+def precision_recall(probability: Tensor, label: Tensor) -> Curve | None:
+    """Recall and precision at every threshold; None where nothing is positive. Arguments as for :func:`roc`."""
+    p, y = known(probability, label)
+    if not int(y.sum()):
+        return None
+    precision, recall, _ = tm.binary_precision_recall_curve(p, y, validate_args=False)
+    return Curve(recall, precision)
+
+
+class Reliability(NamedTuple):
+    """Probabilities and outcomes in bins of equal width.
+
+    Attributes
+    ----------
+    probability : (B,) float32, mean in each bin; NaN in an empty one
+    fraction : (B,) float32, of positives in each bin; NaN likewise
+    size : (B,) int64, how many
+    error : expected calibration error: mean of ``|probability - fraction|`` weighted by ``size``; None where all are
+        empty
+    """
+
+    probability: Tensor
+    fraction: Tensor
+    size: Tensor
+    error: float | None
+
+
+def reliability(probability: Tensor, label: Tensor, bins: int = 15) -> Reliability:
+    """How often what is predicted with some probability is so. Arguments as for :func:`roc`."""
+    p, y = known(probability, label)
+    number = (p * bins).long().clamp(max=bins - 1)
+    size = torch.bincount(number, minlength=bins)
+    mean, fraction = (torch.bincount(number, v.double(), minlength=bins) / size for v in (p, y))
+    error = float(tm.binary_calibration_error(p, y, n_bins=bins, validate_args=False)) if len(y) else None
+    return Reliability(mean.float(), fraction.float(), size, error)
 
 
 class EpochScores(Metric):

@@ -1,0 +1,27 @@
+"""Pictures; every function returns a Figure. The only package that imports matplotlib."""
+
+from grace_lightning.figures.curves import (
+    Outcomes,
+    confusion_matrices,
+    iou_histogram,
+    precision_recall_curves,
+    probability_histograms,
+    reliability_diagram,
+    roc_curves,
+)
+from grace_lightning.figures.micrographs import filaments, probabilities
+from grace_lightning.figures.overview import overview, thumbnail
+
+__all__ = [
+    "Outcomes",
+    "confusion_matrices",
+    "filaments",
+    "iou_histogram",
+    "overview",
+    "precision_recall_curves",
+    "probabilities",
+    "probability_histograms",
+    "reliability_diagram",
+    "roc_curves",
+    "thumbnail",
+]

@@ -1,0 +1,145 @@
+"""What was found, on the micrograph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from torch import Tensor
+
+from grace_lightning.figures.style import MATCHED, UNMATCHED
+from grace_lightning.graph import Graph, Label
+from grace_lightning.metrics import Overlap, Predicted, Truth, object_scores
+
+Points = NDArray[np.float32]
+
+MAX_PIXELS = 1200
+"""Longer side of a drawn micrograph; larger ones are drawn from every k-th pixel."""
+
+
+def probabilities(
+    image: Tensor, graph: Graph, node_probability: Tensor, edge_probability: Tensor, title: str = ""
+) -> Figure:
+    """The micrograph, and the same under its graph coloured by probability.
+
+    Edges below one half are left out, so that what the network takes for filaments stands out.
+
+    Parameters
+    ----------
+    image : (1, H, W) float32
+    graph : its graph
+    node_probability, edge_probability : (N,) and (E,) float32
+    title : written above
+    """
+    height, width = image.shape[1:]
+    aspect = height / width
+    figure = Figure(figsize=(13, 6.0 * aspect + 0.4), dpi=100, layout="constrained")
+    plain, drawn = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes in (plain, drawn):
+        _micrograph(axes, image)
+    colours, scale = "plasma", Normalize(0, 1)
+    kept = edge_probability > 0.5
+    ends = graph.pos[graph.edges[:, kept]].transpose(0, 1).numpy()
+    lines = LineCollection(list(ends), cmap=colours, norm=scale, linewidths=1.6)
+    lines.set_array(edge_probability[kept].numpy())
+    drawn.add_collection(lines)
+    order = node_probability.argsort()
+    x, y = graph.pos[order].T.numpy()
+    drawn.scatter(x, y, c=node_probability[order].numpy(), cmap=colours, norm=scale, s=7, linewidths=0)
+    plain.set_title(title)
+    drawn.set_title("nodes and edges above one half")
+    figure.colorbar(ScalarMappable(scale, colours), ax=drawn, label="probability", fraction=0.04, pad=0.01)
+    return figure
+
+
+def filaments(
+    image: Tensor, graph: Graph, predicted: Sequence[Predicted], truth: Truth, overlap: Overlap, title: str = ""
+) -> Figure:
+    """Predicted and true filaments side by side; those that match have one colour and one number.
+
+    Of a true filament, whose nodes have no order, the positive edges between its nodes are drawn.
+
+    Parameters
+    ----------
+    image : (1, H, W) float32
+    graph : its graph, with labels
+    predicted, truth : the filaments
+    overlap : of their nodes
+    title : written above, with the scores
+    """
+    height, width = image.shape[1:]
+    figure = Figure(figsize=(15, 7.2 * height / width + 1.2), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes in (left, right):
+        _micrograph(axes, image, alpha=0.65)
+    pos, edges = graph.pos.numpy(), graph.edges.numpy()
+    positive = edges[:, graph.edge_label.numpy() == Label.TRUE_POSITIVE]
+    pairs = overlap.matched.T[overlap.matched[1].argsort()].tolist()  # from left to right, as predictions are sorted
+    true_number, predicted_number = ({pair[side]: k for k, pair in enumerate(pairs)} for side in (0, 1))
+    for k, filament in enumerate(predicted):
+        path = np.append(filament.path, filament.path[:1]) if filament.closed else filament.path
+        _draw_filament(left, [pos[path]], pos[filament.nodes], predicted_number.get(k))
+    for k, nodes in enumerate(truth.nodes):
+        inside = positive[:, np.isin(positive, nodes).all(axis=0)]
+        _draw_filament(right, list(pos[inside.T]), pos[nodes], true_number.get(k))
+    for k, (t, p) in enumerate(pairs):
+        path = predicted[p].path
+        shared = path[np.isin(path, truth.nodes[t])]
+        at = pos[shared[len(shared) // 2] if len(shared) else path[len(path) // 2]]
+        for axes in (left, right):
+            _number(axes, at, k)
+    matched, left_over = len(pairs), len(predicted) - len(pairs)
+    left.set_title(f"predicted: {len(predicted)} filaments, {matched} matched, {left_over} without a match")
+    missed = len(truth.nodes) - matched
+    right.set_title(f"true ({truth.source}): {len(truth.nodes)} filaments, {matched} matched, {missed} missed")
+    scores = object_scores([overlap])
+    listed = [("F1@0.5", scores["f1_50"]), ("mean best IoU", scores["mean_best_iou"])]
+    values = ", ".join(f"{name} = {'undefined' if value is None else f'{value:.2f}'}" for name, value in listed)
+    figure.suptitle(f"{title}   {values}" if title else values, fontsize=13)
+    legend = [
+        Line2D([], [], color=MATCHED[0], lw=3, label="matched: same colour and number on both sides"),
+        Line2D([], [], color=UNMATCHED, lw=5, label="without a match: wide, no number"),
+    ]
+    figure.legend(handles=legend, loc="outside lower center", ncols=2, frameon=False, fontsize=11)
+    return figure
+
+
+def _draw_filament(axes: Any, lines: list[Points], nodes: Points, number: int | None) -> None:
+    """One filament; those without a match are wide and lie below the others, so that neither hides the other."""
+    if number is None:
+        kind: dict[str, Any] = {"colors": UNMATCHED, "linewidths": 5.0, "zorder": 2}
+    else:
+        kind = {"colors": MATCHED[number % len(MATCHED)], "linewidths": 2.6, "zorder": 3}
+        kind["path_effects"] = [withStroke(linewidth=3.8, foreground="black", alpha=0.7)]
+    axes.add_collection(LineCollection(lines, **kind))
+    axes.scatter(*nodes.T, color=kind["colors"], s=6, linewidths=0.3, edgecolors="black", zorder=kind["zorder"] + 0.5)
+
+
+def _number(axes: Any, at: Points, number: int) -> None:
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    axes.text(*at, str(number + 1), fontsize=9, ha="center", va="center", bbox=box, zorder=5)
+
+
+def _micrograph(axes: Any, image: Tensor, alpha: float = 1.0) -> None:
+    height, width = image.shape[1:]
+    step = max(1, round(max(height, width) / MAX_PIXELS))
+    shown = image[0, ::step, ::step].numpy()
+    low, high = _contrast(image)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(shown, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="antialiased", alpha=alpha)
+    axes.set_axis_off()
+
+
+def _contrast(image: Tensor) -> tuple[float, float]:
+    """The 1st and 99th percentile of about 100,000 pixels."""
+    pixels = image.flatten()
+    pixels = pixels[:: max(1, len(pixels) // 100_000)]
+    return float(pixels.quantile(0.01)), float(pixels.quantile(0.99))

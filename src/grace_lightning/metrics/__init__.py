@@ -1,0 +1,52 @@
+"""How good nodes, edges and filaments are.
+
+Symbols used in the shapes below
+
+M   number of nodes, or of edges
+T   number of true objects
+P   number of predicted objects
+H W rows and columns of the image
+"""
+
+from grace_lightning.metrics.classification import (
+    SCORES,
+    THRESHOLD,
+    Curve,
+    EpochScores,
+    Reliability,
+    Scores,
+    classification,
+    confusion_matrix,
+    known,
+    precision_recall,
+    reliability,
+    roc,
+)
+from grace_lightning.metrics.filaments import Predicted, Truth, annotated_objects, counted, draw_path, true_filaments
+from grace_lightning.metrics.objects import MATCH_IOU, OBJECT_SCORES, Overlap, object_scores, overlap
+
+__all__ = [
+    "MATCH_IOU",
+    "OBJECT_SCORES",
+    "SCORES",
+    "THRESHOLD",
+    "Curve",
+    "EpochScores",
+    "Overlap",
+    "Predicted",
+    "Reliability",
+    "Scores",
+    "Truth",
+    "annotated_objects",
+    "classification",
+    "confusion_matrix",
+    "counted",
+    "draw_path",
+    "known",
+    "object_scores",
+    "overlap",
+    "precision_recall",
+    "reliability",
+    "roc",
+    "true_filaments",
+]
