@@ -72,10 +72,10 @@ def parts(predictor: Predictor, image: Path, out_dir: Path, times: Times) -> Non
 
 
 @torch.no_grad()
-def network(predictor: Predictor, prepared: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities of nodes and edges."""
+def network(predictor: Predictor, prepared: Any) -> tuple[torch.Tensor | None, ...]:
+    """Probabilities of nodes, edges and ends."""
     prediction = predictor.module.predict_step(prepared.data, 0)[0]
-    return prediction.node_probability, prediction.edge_probability
+    return prediction.node_probability, prediction.edge_probability, prediction.end_probability
 
 
 def command(checkpoint: Path, image_dir: Path, out_dir: Path) -> tuple[float, float]:

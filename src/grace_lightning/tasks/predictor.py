@@ -179,10 +179,11 @@ class Predictor(nn.Module):
         """The network's probabilities, and the filaments they make."""
         rows, place, graph = prepared.rows, prepared.place, prepared.graph
         node = edge = torch.zeros(0)
+        end: Tensor | None = None
         if len(rows):
             prediction = self.module.predict_step(prepared.data, 0)[0]
-            node, edge = prediction.node_probability, prediction.edge_probability
-        filaments = self.linker(graph.pos, graph.edges, node, edge)
+            node, edge, end = prediction.node_probability, prediction.edge_probability, prediction.end_probability
+        filaments = self.linker(graph.pos, graph.edges, node, edge, end)
         return Findings(
             graph=Graph(prepared.pos, rows[graph.edges], confidence=prepared.confidence),  # type: ignore[arg-type]
             node_probability=node[place],
