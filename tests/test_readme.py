@@ -52,3 +52,15 @@ def test_make_targets_exist(target):
 
 def test_pictures_exist():
     assert all((ROOT / path).is_file() for path in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README))
+
+
+def test_the_python_example_is_five_lines_and_names_what_exists():
+    import ast
+
+    import grace_lightning
+
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 5
+    names = [n.name for node in ast.walk(ast.parse(example)) if isinstance(node, ast.ImportFrom) for n in node.names]
+    assert names
+    assert all(hasattr(grace_lightning, name) for name in names)

@@ -33,6 +33,11 @@ def evaluate() -> None:
     _command("evaluate")
 
 
+def predict() -> None:
+    """``grace-predict``: find filaments in micrographs with a checkpoint."""
+    _command("predict")
+
+
 def annotate() -> None:
     """``grace-annotate``: label a graph over detections by a mask."""
     _command("annotate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -283,6 +284,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint; a run keeps its own in <run folder>/model/best.ckpt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it holds more than numbers and text, which is never loaded"
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is it one of grace-train?") from error
     except Exception as error:  # torch raises whatever zip and pickle raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is the file complete?") from error

@@ -12,7 +12,7 @@ from grace_lightning.features.crops import reflect
 def standardise_image(image: Tensor) -> Tensor:
     """Image of zero mean and unit standard deviation per channel; a blank one stays zero. (C, H, W)."""
     deviation, mean = torch.std_mean(image, dim=(1, 2), keepdim=True, correction=0)
-    return (image - mean) / deviation.clamp(min=1e-12)
+    return (image - mean).div_(deviation.clamp(min=1e-12))
 
 
 def flatten_image(image: Tensor, sigma: float) -> Tensor:
@@ -31,11 +31,12 @@ def flatten_image(image: Tensor, sigma: float) -> Tensor:
     """
     image = standardise_image(image)  # keeps the squares below well conditioned
     step = max(1, int(sigma / 8))
+    # In place, as most of the time would go into fresh memory for images.
     local_mean = _smooth(image, sigma, step)
-    local_square = _smooth(image.square(), sigma, step)
-    deviation = (local_square - local_mean.square()).clamp(min=0).sqrt()
+    variance = _smooth(image.square(), sigma, step).sub_(local_mean.square())
+    deviation = variance.clamp_(min=0).sqrt_()
     floor = 0.1 * deviation.mean().clamp(min=1e-6)  # a blank region is not blown up
-    return (image - local_mean) / torch.maximum(deviation, floor)
+    return image.sub_(local_mean).div_(deviation.clamp_(min=floor))
 
 
 def _smooth(image: Tensor, sigma: float, step: int) -> Tensor:

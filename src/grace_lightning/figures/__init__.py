@@ -10,15 +10,18 @@ from grace_lightning.figures.curves import (
     roc_curves,
 )
 from grace_lightning.figures.micrographs import filaments, probabilities
+from grace_lightning.figures.overview import overview, thumbnail
 
 __all__ = [
     "Outcomes",
     "confusion_matrices",
     "filaments",
     "iou_histogram",
+    "overview",
     "precision_recall_curves",
     "probabilities",
     "probability_histograms",
     "reliability_diagram",
     "roc_curves",
+    "thumbnail",
 ]

@@ -159,17 +159,18 @@ def write_star(path: str | Path, table: pd.DataFrame, micrograph: str) -> None:
     Parameters
     ----------
     path : ``X.star``
-    table : of :func:`segments`
+    table : of :func:`segments`; without ``track_length``, where the pixel size is not known, the file has none either:
+        RELION then reads the coordinates, but refuses to extract helical segments, rather than to go wrong silently
     micrograph : its name as RELION knows it, relative to the RELION project
     """
-    columns = {
+    columns: dict[str, Any] = {
         "rlnMicrographName": np.full(len(table), micrograph, dtype=object),
         "rlnCoordinateX": table["x"],
         "rlnCoordinateY": table["y"],
         "rlnHelicalTubeID": table["filament"] + 1,
         "rlnAngleTiltPrior": np.full(len(table), 90.0),
         "rlnAnglePsiPrior": table["psi"].round(6) + 0.0,  # not -0.000000
-        "rlnHelicalTrackLengthAngst": table["track_length"],
+        **({"rlnHelicalTrackLengthAngst": table["track_length"]} if "track_length" in table else {}),
         "rlnAnglePsiFlipRatio": np.full(len(table), 0.5),
         "rlnAutopickFigureOfMerit": table["confidence"],
     }

@@ -41,7 +41,12 @@ def quiet_lightning() -> None:
     """Leave out what Lightning says to developers at every start."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*is deprecated.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*is deprecated.*",
+        "Detected pickle protocol.*",  # of a file that is refused anyway
+    ):
         warnings.filterwarnings("ignore", message)
 
 

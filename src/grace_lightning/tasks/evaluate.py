@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +93,24 @@ def load_module(path: str | Path, scale: float | None = None) -> GraceModule:
     checkpoint = read_checkpoint(path)
     config = checkpoint[CHECKPOINT_KEY]
     for key in ("features", "model", "module", "data", "link"):
-        if key not in config:
+        if not isinstance(config, dict) or not isinstance(config.get(key), dict):
             raise InputError(f"{path}: its configuration has no {key}; was it made by another version?")
-        for target in _targets(config[key]):
-            if not target.startswith(OWN_CLASSES):
-                raise InputError(f"{path}: {key} names {target!r}, expected classes of {OWN_CLASSES[:-1]} only")
+        _check_own(config[key], f"{path}: {key}")
     if scale is not None:
         for key in ("features", "link"):
             config[key] |= {"scale": scale} if "scale" in config[key] else {}
-    features = build(config["features"], "features")
-    module = build_module({**config, "optimizer": None, "scheduler": None}, features)
+    try:
+        features = build(config["features"], "features")
+        module = build_module({**config, "optimizer": None, "scheduler": None}, features)
+    except InputError:
+        raise
+    except Exception as error:  # a configuration that nobody trained with fails in any way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: nothing can be built from its configuration ({reason}); was it changed?") from error
     module.config = config
     try:
         module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: its weights do not fit its configuration; was it made by another version?"
         ) from error
@@ -120,13 +127,24 @@ def build_linker(node: Config | None, trained: Config) -> Linker:
     return linker
 
 
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        own = [node["_target_"]] if "_target_" in node else []
-        return own + [t for value in node.values() for t in _targets(value)]
-    if isinstance(node, list):
-        return [t for value in node for t in _targets(value)]
-    return []
+def _check_own(node: Any, where: str) -> None:
+    """Refuse a checkpoint's configuration that names anything but classes of this package, or refers elsewhere.
+
+    A prefix alone would not do: ``grace_lightning.cli.os.system`` is a name as well.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise InputError(f"{where} has {node!r}, expected plain values only")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _check_own(value, where)
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    target, found = node["_target_"], None
+    if isinstance(target, str) and target.startswith(OWN_CLASSES):
+        module, _, name = target.rpartition(".")
+        with suppress(ImportError):
+            found = getattr(import_module(module), name, None)
+    if not (inspect.isclass(found) and found.__module__.startswith(OWN_CLASSES)):
+        raise InputError(f"{where} names {target!r}, expected classes of {OWN_CLASSES[:-1]} only")
 
 
 def build_module(config: Config, features: Any, augment: PatchAugmentation | None = None) -> GraceModule:
