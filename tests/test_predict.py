@@ -634,16 +634,16 @@ def test_importing_the_package_is_quick():
 def test_filaments_are_those_that_evaluation_scores(checkpoint, simulated):
     """The linker is given the same, the learned ends too."""
     predictor = Predictor.from_checkpoint(checkpoint)
-    predictor.module.knows_ends.fill_(True)
+    predictor.module.knows_filaments.fill_(True)
     source = io.Source(NAMES[0], simulated / f"{NAMES[0]}.mrc", None, simulated / f"{NAMES[0]}.h5")
     dataset = GraceDataset([source], io.read_sample, predictor.module.features)
     with torch.no_grad():
         (scored,) = predictor.module.predict_step(Batch.from_data_list([dataset[0]]), 0)
     graph = dataset.sample(0).graph
-    probabilities = scored.node_probability, scored.edge_probability, scored.end_probability
-    expected = predictor.linker(graph.pos, graph.edges, *probabilities)
+    expected = scored.filaments(predictor.linker, graph)
     found = predictor(io.read_image(source.image), io.read_detections(source.detections)[["x", "y"]]).filaments
     assert scored.end_probability is not None
+    assert scored.link_probability is not None
     assert [nodes.tolist() for nodes in found.nodes] == [nodes.tolist() for nodes in expected.nodes]
 
 

@@ -226,7 +226,7 @@ class MPNN(nn.Module):
         node_width: int,
         edge_width: int,
         width: int = 64,
-        rounds: int = 2,
+        rounds: int = 4,
         dense: Sequence[int] = (64,),
         dropout: float = 0.1,
     ) -> None:

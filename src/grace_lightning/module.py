@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -120,8 +122,8 @@ class GraceModule(pl.LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         node_weight: float = 1.0,
         edge_weight: float = 1.0,
-        end_weight: float = 1.0,
-        link_weight: float = 1.0,
+        end_weight: float = 2.0,
+        link_weight: float = 0.5,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
         augment: PatchAugmentation | None = None,
@@ -253,6 +255,9 @@ class GraceModule(pl.LightningModule):
             shown |= {f"{stage}/{head}_confusion_{name}": count for name, count in counts}
             values = {f"{stage}/{head}_{name}": float("nan") if v is None else v for name, v in scores.items()}
             (monitored if stage == "valid" else shown).update(values)
+        if stage == "valid":
+            precisions = [monitored[f"valid/{head}_average_precision"] for head in HEADS]
+            monitored["valid/average_precision"] = fmean([p for p in precisions if not math.isnan(p)] or [math.nan])
         self.log_dict(monitored)
         for logger in self.loggers:
             logger.log_metrics(shown, step=self.global_step)

@@ -19,7 +19,7 @@ from grace_lightning.errors import InputError
 from grace_lightning.graph import Graph, Sample, from_detections
 from grace_lightning.io import Filament
 from grace_lightning.link import Filaments, Linker
-from grace_lightning.module import GraceModule
+from grace_lightning.module import GraceModule, Prediction
 from grace_lightning.tasks.common import Config
 from grace_lightning.tasks.evaluate import build_linker, load_module
 
@@ -178,16 +178,15 @@ class Predictor(nn.Module):
     def find(self, prepared: Prepared) -> Findings:
         """The network's probabilities, and the filaments they make."""
         rows, place, graph = prepared.rows, prepared.place, prepared.graph
-        node = edge = torch.zeros(0)
-        end: Tensor | None = None
+        none = torch.zeros(0)
+        prediction = Prediction("", none, none, None, None, none, none)
         if len(rows):
             prediction = self.module.predict_step(prepared.data, 0)[0]
-            node, edge, end = prediction.node_probability, prediction.edge_probability, prediction.end_probability
-        filaments = self.linker(graph.pos, graph.edges, node, edge, end)
+        filaments = prediction.filaments(self.linker, graph)
         return Findings(
             graph=Graph(prepared.pos, rows[graph.edges], confidence=prepared.confidence),  # type: ignore[arg-type]
-            node_probability=node[place],
-            edge_probability=edge,
+            node_probability=prediction.node_probability[place],
+            edge_probability=prediction.edge_probability,
             filaments=_with_duplicates(filaments, place.numpy()),
         )
 
