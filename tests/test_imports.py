@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
     *("errors", "config", "graph", "io", "simulate", "augment", "features", "ridges", "models", "link"),
-    *("metrics", "targets", "data", "figures", "module", "tasks", "cli"),
+    *("metrics", "targets", "data", "figures", "module", "sweeps", "tasks", "cli"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_annotating_by_files_starts_without_lightning_and_scikit_image():
 
 def test_core_does_not_need_the_extras():
     # torchvision is not among them: torchmetrics imports it, where it is installed
-    hide = "sys.modules.update(dict.fromkeys(['timm', 'optuna', 'tables', 'sklearn']))"
+    hide = "sys.modules.update(dict.fromkeys(['timm', 'optuna', 'submitit', 'tables', 'sklearn']))"
     assert "grace_lightning.module" in loaded(f"{hide}; import grace_lightning.tasks.train")
 
 

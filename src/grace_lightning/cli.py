@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
 import warnings
 from importlib import import_module
@@ -19,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from grace_lightning import sweeps
 from grace_lightning.config import config_dir
 from grace_lightning.errors import InputError, InputWarning
 
@@ -52,6 +54,7 @@ def _command(name: str) -> None:
     """Run the task ``name`` on the configuration ``conf/<name>.yaml``.
 
     The user's mistakes end in one line on stderr and status 2; any other exception is a bug and shows its traceback.
+    In a sweep either is the end of one run only; what a sweep exits with, :func:`grace_lightning.sweeps.finish` says.
     """
     running = False
 
@@ -59,23 +62,24 @@ def _command(name: str) -> None:
     def run(cfg: DictConfig) -> Any:
         nonlocal running
         running = True
-        # pandas may bring numexpr, which greets at every start
-        logging.getLogger("numexpr").setLevel(logging.WARNING)
-        task = import_module(f"grace_lightning.tasks.{name}")
+        _prepare_process()  # launchers run this function in processes of their own
+        task = getattr(import_module(f"grace_lightning.tasks.{name}"), name)
+        if name == "train" and sweeps.in_sweep():
+            return sweeps.run_job(task, cfg)
         try:
-            getattr(task, name)(cfg)
+            return task(cfg)
         except InputError as error:
             _fail(name, str(error))
 
     OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
-    warnings.showwarning = _show_warning
-    # PyTorch Geometric and torchmetrics still use what newer torch calls deprecated: nothing a user could act on.
-    warnings.filterwarnings("ignore", message=".*is deprecated.*", module="torch")
-    # Threads that wait for others sleep, not spin: on shared cores a run takes a sixth of the processor time.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _prepare_process()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would shorten tracebacks and exit with 1 on its own
+    status = 0
     try:
-        run()
+        try:
+            run()
+        finally:  # also of a sweep that was interrupted
+            status = sweeps.finish()
     except (HydraException, OmegaConfBaseException) as error:
         if running and not isinstance(error, OmegaConfBaseException):
             raise
@@ -84,6 +88,23 @@ def _command(name: str) -> None:
         if running:
             raise
         _fail(name, f"{error.filename}: {error.strerror}; the run folder cannot be made, set log_dir= to another place")
+    except Exception as error:
+        if not sweeps.already_told(error):
+            raise
+        status = status or 1
+    if status:
+        sys.exit(status)
+
+
+def _prepare_process() -> None:
+    warnings.showwarning = _show_warning
+    # PyTorch Geometric and torchmetrics still use what newer torch calls deprecated: nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*is deprecated.*", module="torch")
+    # pandas may bring numexpr, which greets at every start, Optuna brings alembic, which tells of its plugins
+    for name in ("numexpr", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Threads that wait for others sleep, not spin: on shared cores a run takes a sixth of the processor time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _new_folder(path: str) -> str:
@@ -110,6 +131,9 @@ def _explain(error: Exception, name: str) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
+    plugin = re.search(r"'hydra/(sweeper|launcher)/(optuna|joblib|submitit_\w+)'", str(cause))
+    if plugin is not None:
+        return f'{plugin[2]} is not installed: pip install "grace-lightning[sweep]"'
     key = getattr(cause, "full_key", None)
     if key is None or "is not in struct" not in str(cause):
         return str(error)

@@ -18,6 +18,8 @@ from grace_lightning.data import GraceDataModule, GraphData
 from grace_lightning.errors import InputError
 from grace_lightning.io import read_instances
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, read_checkpoint
+from grace_lightning.sweeps import check_objective
+from grace_lightning.sweeps.hparams import conclude
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
 from grace_lightning.tasks.evaluate import (
     Metrics,
@@ -68,6 +70,7 @@ def train(cfg: DictConfig) -> Metrics:
 
     datamodule.prepare_data()
     datamodule.setup("fit")
+    check_objective(config["objective"], infer=bool(datamodule.sources["infer"]))
     console = Console()
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
     module.fit_to(_read_all(datamodule, "train", console))
@@ -90,6 +93,7 @@ def train(cfg: DictConfig) -> Metrics:
     print_scores(console, results)
     console.print(f"run folder  {short(run_dir)}", highlight=False)
     console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
+    conclude(trainer, config, results)
     return results
 
 
