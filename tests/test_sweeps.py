@@ -241,16 +241,18 @@ class TestOptuna:
         return optuna.load_study(study_name=name, storage="sqlite:///runs/optuna.db")
 
     def test_a_study_goes_on_where_it_was(self, sweep):
-        search = ["experiment=optuna", *GCN, "model.dropout=0.2", "augment=none"]
+        search = ["experiment=optuna", "model.dropout=0.2", "augment=none", "module.end_weight=interval(0.5, 2)"]
         status, out, err, table = sweep(*search, "hydra.sweeper.n_trials=2")
         assert (status, err) == (0, "")
-        assert "no such key: model.width, model.rounds, model.heads, features.width" in out
+        assert "no such key: model.hidden, model.heads, features.width" in out
         assert len(self.study().trials) == len(table) == 2
         status, out, _, table = sweep(*search, "hydra.sweeper.n_trials=4")
         assert status == 0
         assert "study grace: 2 trials done, 2 to go" in out
         trials = self.study().trials
         assert len(trials) == 4
+        searched = {"optimizer.lr", "optimizer.weight_decay", "model.width", "model.rounds", "module.end_weight"}
+        assert all(set(trial.params) == searched for trial in trials)
         assert len({trial.params["optimizer.lr"] for trial in trials}) == 4  # the seed has moved on
         assert {trial.params["optimizer.lr"] for trial in trials} == set(table["optimizer.lr"])  # all sweeps' runs
         assert max(trial.value for trial in trials) == table[OBJECTIVE][0] == self.study().best_value
