@@ -25,7 +25,8 @@ JITTER = 0.5  # filament widths; between edges of this length a bend costs half 
 GAP_COST = 0.5  # of a gap of one filament width, growing with its square, log-odds
 OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a longer one go
 SWALLOWED = 0.85  # share of a path's nodes near longer paths, from which on it is none of its own
-END_COSTS = (1.0, 10.0)  # the least and the most that an end costs where its probability is known, log-odds
+END_PRIOR = 1.0  # added to the log-odds against an end where its probability is known
+END_COSTS = (1.0, 10.0)  # the least and the most that an end costs then
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
 
 
@@ -64,7 +65,7 @@ class Programme:
     ----------
     scale : width of a filament, pixels
     end_cost : log-odds, of each of a filament's two ends; where the probability p of an end is known, its log-odds
-        against, -logit p, times ``end_weight``, from ``END_COSTS[0]`` to ``END_COSTS[1]``
+        against, ``END_PRIOR`` - logit p times ``end_weight``, within ``END_COSTS``
     end_weight : see ``end_cost``
     bend_cost : log-odds, of a right angle between two edges that are long against the jitter of the detections
     turn_cost : log-odds, of a right angle in the course of a path
@@ -91,7 +92,7 @@ class Programme:
         turn_cost: float = 40.0,
         crossing_cost: float = 0.5,
         share_cost: float = 0.05,
-        max_edge_gain: float = 2.0,
+        max_edge_gain: float = 1.5,
         max_node_gain: float = 2.0,
         min_probability: float = 0.05,
         max_gap: float = 4.0,
@@ -148,7 +149,8 @@ class Programme:
         deadline = time.monotonic() + self.time_limit
         end_cost = np.full(len(given.pos), self.end_cost)
         if given.end_probability is not None:
-            end_cost = np.clip(-self.end_weight * logit(given.end_probability), *END_COSTS)
+            odds = logit(np.clip(given.end_probability, SURE, 1 - SURE))
+            end_cost = np.clip(END_PRIOR - self.end_weight * odds, *END_COSTS)
         paths = without_overlaps(given.pos, self._paths(given, end_cost, deadline), OVERLAP * self.scale)
         paths, optimal = reconnect(
             given.pos,
