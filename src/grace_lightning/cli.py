@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grace_lightning.config import config_dir
 from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.legacy import read_config_file, render, translate
 
 
 def train() -> None:
@@ -75,7 +76,11 @@ def _command(name: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would shorten tracebacks and exit with 1 on its own
     try:
+        if name == "train":
+            sys.argv[1:] = _with_config_file(sys.argv[1:])
         run()
+    except InputError as error:
+        _fail(name, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         if running and not isinstance(error, OmegaConfBaseException):
             raise
@@ -84,6 +89,23 @@ def _command(name: str) -> None:
         if running:
             raise
         _fail(name, f"{error.filename}: {error.strerror}; the run folder cannot be made, set log_dir= to another place")
+
+
+def _with_config_file(arguments: list[str]) -> list[str]:
+    """The arguments with what the file of ``config_file=`` comes to; keys of it without effect are told on stderr."""
+    key = "config_file="
+    given = [argument for argument in arguments if argument.startswith(key)]
+    file = given[-1].removeprefix(key).strip("'\"") if given else ""
+    if file in ("", "null"):
+        return arguments
+    others = [argument for argument in arguments if not argument.startswith(key)]
+    typed = [argument for argument in others if "=" in argument and not argument.startswith("-")]
+    overrides, lines = translate(read_config_file(file), typed, file)
+    for line in lines:
+        print(line, file=sys.stderr)
+    # in the place of ``config_file=``: Hydra's parser wants all overrides in one piece
+    place = arguments.index(given[0])
+    return [*others[:place], f"{key}{render(file)}", *overrides, *others[place:]]
 
 
 def _new_folder(path: str) -> str:
