@@ -1,4 +1,7 @@
-"""How well a configuration does, over several seeds: average precision of nodes and edges, and CPU seconds.
+"""How well a configuration does, over several seeds: average precision of nodes and edges, filaments, and CPU seconds.
+
+Filaments are compared as sets of nodes: F1 at an intersection over union above .5, and mean best intersection over
+union of a true one.
 
     python benchmarks/accuracy.py                                   # the defaults, table of infer
     python benchmarks/accuracy.py --split valid "augment=none" "augment=default" "augment=strong"
@@ -13,7 +16,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from reference import network_run
+from reference import trained
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -28,13 +31,13 @@ def main() -> None:
 
     folders = {"train": "train", "valid": "valid", "infer": args.split}
     data = ["data=folders", *(f"data.{n}_image_dir='{(args.data / f).resolve()}'" for n, f in folders.items())]
-    title = f"{args.split}, average precision: mean over seeds {args.seeds} ± standard deviation"
+    title = f"{args.split}: average precision and filaments, mean over seeds {args.seeds} ± standard deviation"
     table = Table(
         Column(overflow="fold"),
         "nodes",
         "edges",
-        "least nodes",
-        "least edges",
+        "filaments F1",
+        "best IoU",
         "CPU s per run",
         title=title,
         title_justify="left",
@@ -42,12 +45,14 @@ def main() -> None:
     for overrides in args.configurations:
         runs = []
         for seed in args.seeds:
-            runs.append(network_run([*data, *overrides.split(), f"seed={seed}"]))
+            metrics, seconds = trained([*data, *overrides.split(), f"seed={seed}"])
+            precision = [metrics[head]["average_precision"] for head in ("nodes", "edges")]
+            filaments = [metrics["objects"]["exact"][key] or 0.0 for key in ("f1_50", "mean_best_iou")]
+            runs.append((*precision, *filaments, seconds))
             print(overrides, seed, *(f"{value:.4f}" for value in runs[-1]), file=sys.stderr, flush=True)
-        *precision, seconds = zip(*runs, strict=True)
-        spread = [f"{statistics.mean(p):.4f} ± {statistics.pstdev(p):.4f}" for p in precision]
-        least = [f"{min(p):.4f}" for p in precision]
-        table.add_row(overrides or "defaults", *spread, *least, f"{statistics.mean(seconds):.0f}")
+        *scores, seconds = zip(*runs, strict=True)
+        spread = [f"{statistics.mean(values):.4f} ± {statistics.pstdev(values):.4f}" for values in scores]
+        table.add_row(overrides or "defaults", *spread, f"{statistics.mean(seconds):.0f}")
     Console(width=120).print(table)
 
 

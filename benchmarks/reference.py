@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -79,7 +80,13 @@ def classifier_run(name: str, seed: int, data: dict[str, list[GraphData]]) -> Ru
 
 
 def network_run(overrides: list[str]) -> Run:
-    """Train with these overrides, and score the best checkpoint on the inference images."""
+    """Average precision of nodes and edges of the inference images, and CPU seconds of the run."""
+    metrics, seconds = trained(overrides)
+    return metrics["nodes"]["average_precision"], metrics["edges"]["average_precision"], seconds
+
+
+def trained(overrides: list[str]) -> tuple[dict[str, Any], float]:
+    """Train with these overrides, and score the best checkpoint on the inference images: metrics and CPU seconds."""
     command = [str(Path(sys.executable).with_name("grace-train")), *overrides]
     with tempfile.TemporaryDirectory() as folder:
         start = sum(os.times()[2:4])  # of the children, user and system
@@ -88,8 +95,7 @@ def network_run(overrides: list[str]) -> Run:
         if done.returncode:
             sys.exit(f"{' '.join(command)}\n{done.stderr}")
         seconds = sum(os.times()[2:4]) - start
-        metrics = json.loads(next(Path(folder).glob("*/metrics.json")).read_text())
-    return metrics["nodes"]["average_precision"], metrics["edges"]["average_precision"], seconds
+        return json.loads(next(Path(folder).glob("*/metrics.json")).read_text()), seconds
 
 
 def main() -> None:

@@ -241,9 +241,133 @@ def test_simulate_writes_what_train_reads(run):
     assert len(list(Path("sim").glob("*.grace"))) == 2
 
 
+class TestConfigFile:
+    OLD = {  # noqa: RUF012
+        "filetype": "mrc",
+        "extractor_fn": "None",
+        "patch_size": "(12, 12)",
+        "classifier_type": "GAT",
+        "hidden_graph_channels": "[8, 8]",
+        "hidden_dense_channels": "[4]",
+        "num_attention_heads": "2",
+        "epochs": "3",
+        "learning_rate": "0.01",
+        "scheduler_type": "expo",
+        "img_graph_augs": "['random_xy_translation']",
+        "img_graph_aug_params": "[{'max_shift': 1.5}]",
+        "patch_augs": "[]",
+        "animate_valid_progress": "True",
+        "visualise_tsne_manifold": "True",
+    }
+
+    @pytest.fixture
+    def old(self, simulated, run):
+        """A configuration of GRACE in the current folder."""
+        parts = {f"{part}_image_dir": str(simulated) for part in ("train", "valid", "infer")}
+        Path("old config.json").write_text(json.dumps({**self.OLD, **parts, "log_dir": "old runs"}))
+        return "config_file=old config.json"
+
+    def test_trains_as_the_file_says_but_for_what_is_typed(self, run, old):
+        status, out, err = run("train", *SHORT[1:], old, "model.dropout=0.2", "trainer.max_epochs=2")
+        assert status == 0
+        assert (
+            err == "old config.json: filetype has no effect: every type of image that can be read is found by itself\n"
+        )
+        assert "valid  4 images" in out
+        made = next(Path("old runs").iterdir())
+        config = torch.load(made / "model" / "last.ckpt", weights_only=True)["grace_lightning"]
+        assert config["model"] == {
+            **{"_target_": "grace_lightning.models.GAT", "hidden": [8, 8], "dense": [4], "heads": 2, "dropout": 0.2}
+        }
+        assert (config["trainer"]["max_epochs"], config["features"]["patch"]) == (2, 0.6)
+        assert config["config_file"] == "old config.json"
+        assert {name for name, step in config["augment"].items() if step} == {"random_xy_translation", "views"}
+        assert (made / "animation.gif").is_file()
+        assert (made / "manifold.png").is_file()
+        assert (made / "metrics.json").is_file()
+
+    def test_a_sweep_runs_over_it(self, run, old):
+        off = ["callbacks.animation=null", "callbacks.manifold=null"]
+        status, _, _ = run("train", "-m", *SHORT[1:], old, *off, "trainer.max_epochs=1", "model=gat,gcn")
+        assert status == 0
+        found = sorted(Path("old runs").glob("*/*/model/last.ckpt"))
+        config = [torch.load(path, weights_only=True)["grace_lightning"] for path in found]
+        assert [c["model"]["_target_"][-3:] for c in config] == ["GAT", "GCN"]
+        assert [c["model"]["hidden"] for c in config] == [[8, 8], [8, 8]]
+
+    def test_cfg_job_shows_what_it_comes_to_without_loading_torch(self, old, tmp_path):
+        code = "import sys; from grace_lightning.cli import train\ntry: train()\nfinally: print('torch' in sys.modules)"
+        command = [sys.executable, "-c", code, "--cfg", "job", "seed=5", old]
+        done = subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "hidden:\n  - 8\n  - 8\n" in done.stdout
+        assert "seed: 5" in done.stdout
+        assert done.stdout.splitlines()[-1] == "False"
+
+    @pytest.mark.parametrize(
+        ("content", "parts"),
+        [
+            (None, ["config_file: old.json, no such file"]),
+            ("{", ["old.json cannot be read"]),
+            ('{"epoch": "3"}', ["old.json: epoch: no such key in GRACE; did you mean epochs"]),
+            ('{"num_edge_classes": "3"}', ["old.json: num_edge_classes: '3', expected 2"]),
+            ('{"hidden_graph_channels": "[6]", "classifier_type": "GAT"}', ["model.heads: 4, expected a divisor"]),
+        ],
+    )
+    def test_mistakes_in_it_are_named(self, content, parts, run):
+        if content is not None:
+            Path("old.json").write_text(content)
+        expect_refusal(run("train", "config_file=old.json"), *parts)
+
+    def test_a_pickled_network_is_refused_with_what_to_do(self, run):
+        pytest.importorskip("timm")
+        torch.save(torch.nn.Linear(2, 2), "resnet18.pickle")
+        Path("old.json").write_text('{"extractor_fn": "resnet18.pickle"}')
+        simulation = ["data.simulation.num_images={train: 1, valid: 1, infer: 0}"]
+        result = run("train", "config_file=old.json", *simulation, "data.simulation.simulator.size=[128,128]")
+        expect_refusal(result, r"resnet18.pickle holds Python objects.*torch.save\(model.state_dict\(\), FILE\)")
+
+
+class TestLoggers:
+    def test_csv(self, run, simulated):
+        status, out, err = run("train", *folders(simulated), *SMALL, "logger=csv", "hydra.run.dir=run")
+        assert (status, err) == (0, "")
+        assert "tensorboard" not in out
+        table = pd.read_csv("run/csv/metrics.csv")
+        assert len(table["valid/edge_average_precision"].dropna()) == 2
+        assert table["lr-AdamW"].notna().any()
+        assert not list(Path("run").glob("events.*"))
+        assert sorted(p.name for p in Path().iterdir()) == ["run"]
+
+    def test_two_at_once(self, run, simulated):
+        assert run("train", *folders(simulated), *SMALL, "logger=[tensorboard,csv]", "hydra.run.dir=run")[0] == 0
+        assert Path("run/csv/metrics.csv").is_file()
+        assert list(Path("run").glob("events.*"))
+
+    def test_none(self, run, simulated):
+        status, out, err = run("train", *folders(simulated), *SMALL, "logger=none", "hydra.run.dir=run")
+        assert (status, err) == (0, "")
+        assert "tensorboard" not in out
+        assert not list(Path("run").glob("events.*"))
+        assert Path("run/model/best.ckpt").is_file()
+
+    @pytest.mark.parametrize(("name", "cls"), [("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")])
+    def test_a_missing_package_is_named(self, name, cls, run, monkeypatch):
+        # as where it is not installed, whether it is here or not
+        module = sys.modules[f"pytorch_lightning.loggers.{name}"]
+        flag = next(key for key in vars(module) if key.endswith("_AVAILABLE") and "SKINNY" not in key)
+        for key in [k for k in vars(module) if k.endswith("_AVAILABLE")]:
+            missing = type(getattr(module, flag))(f"{name}_that_is_not_there>=1")
+            monkeypatch.setattr(module, key, missing)
+        result = run("train", f"logger={name}")
+        expect_refusal(result, rf"logger.{name}: {cls} needs a package that is not installed: .*pip install .*{name}")
+        assert not list(Path().glob("simulated"))
+
+
 @pytest.mark.parametrize(
     ("command", "override", "parts"),
     [
+        ("train", "callbacks.manifold.method=umap", ["callbacks.manifold.method: 'umap', expected"]),
         ("train", "model.widht=8", ["model.widht", "did you mean model.width"]),
         ("train", "data.train_imge_dir=x", ["did you mean data.train_image_dir"]),
         ("train", "model=gnn", ["gnn", "gat.*gcn"]),

@@ -18,7 +18,9 @@ from grace_lightning.graph import (
     from_detections,
     label_by_mask,
     merge_duplicates,
+    second_neighbours,
     subgraphs,
+    with_candidates,
 )
 
 
@@ -262,3 +264,31 @@ def test_labels_of_a_hand_drawn_mask():
     graph = label_by_mask(Graph(pos, edges), annotation)
     assert graph.node_label.tolist() == [1, 1, 1, 0, 0]
     assert graph.edge_label.tolist() == [1, 0, 0, 0, 0]
+
+
+class TestCandidates:
+    def test_second_neighbours_in_line_are_joined(self):
+        """A cross whose horizontal arm has a node in the middle, and whose vertical arm has none of its own."""
+        pos = torch.tensor([[0, 0], [10, 0], [20, 0], [10, 12], [10, -12], [50, 0]], dtype=torch.float32)
+        edges = torch.tensor([[0, 1, 1, 1, 2], [1, 2, 3, 4, 5]])
+        assert second_neighbours(pos, edges, 25).T.tolist() == [[0, 2], [3, 4]]
+        assert second_neighbours(pos, edges, 45).T.tolist() == [[0, 2], [1, 5], [3, 4]]
+        assert second_neighbours(pos, edges, 15).shape == (2, 0)
+
+    def test_no_edge_is_added_twice(self):
+        pos = torch.tensor([[0, 0], [10, 1], [20, 0]], dtype=torch.float32)
+        edges = torch.tensor([[0, 0, 1], [1, 2, 2]])
+        assert second_neighbours(pos, edges, 100).shape == (2, 0)
+
+    def test_added_edges_are_unknown_and_the_others_keep_their_labels(self):
+        pos = torch.tensor([[0, 0], [10, 0], [20, 0], [30, 0]], dtype=torch.float32)
+        graph = Graph(pos, torch.tensor([[0, 1, 2], [1, 2, 3]]), edge_label=torch.tensor([1, 0, 1]))
+        whole, added = with_candidates(graph, 100)
+        assert whole.edges.T.tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
+        assert whole.edge_label.tolist() == [1, 2, 0, 2, 1]
+        assert added.tolist() == [False, True, False, True, False]
+
+    @pytest.mark.parametrize("nodes", [0, 1, 2])
+    def test_few_nodes_have_no_second_neighbours(self, nodes):
+        pos = torch.arange(2 * nodes, dtype=torch.float32).reshape(nodes, 2)
+        assert second_neighbours(pos, delaunay(pos), 100).shape == (2, 0)

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
-    *("errors", "config", "graph", "io", "simulate", "augment", "features", "ridges", "models", "link"),
-    *("metrics", "targets", "data", "figures", "module", "sweeps", "tasks", "cli"),
+    *("errors", "config", "legacy", "graph", "io", "simulate", "augment", "features", "ridges", "models", "link"),
+    *("metrics", "targets", "data", "figures", "module", "callbacks", "sweeps", "tasks", "cli"),
 ]
 
 

@@ -382,3 +382,68 @@ def test_components_need_probable_nodes_and_edges():
 def test_repr_tells_the_parameters():
     assert repr(Components(min_nodes=3)) == "Components(threshold=0.5, min_nodes=3)"
     assert repr(Programme()).startswith("Programme(scale=20.0, end_cost=5.0, ")
+
+
+# ---- ends whose probability is known --------------------------------------------------------------------------------
+
+
+def line(count, start, step):
+    """Nodes in a row."""
+    return np.asarray(start, dtype=np.float64) + np.arange(count)[:, None] * np.asarray(step, dtype=np.float64)
+
+
+def known_ends(parts, joints, likely):
+    """Linked paths, each as the numbers of its nodes, of nodes in rows joined one to the next and by ``joints``."""
+    pos = np.concatenate(parts).astype(np.float32)
+    first = np.cumsum([0, *(len(part) for part in parts)])
+    pairs = [(a + k, a + k + 1) for a, part in zip(first, parts, strict=False) for k in range(len(part) - 1)] + joints
+    edges = np.array(pairs, dtype=np.int64).T
+    end = np.full(len(pos), 0.02)
+    end[likely] = 0.95
+    sure = np.full(len(pos), 0.95), np.full(edges.shape[1], 0.95)
+    found = Programme()(pos, edges, *sure, end)
+    return sorted(sorted(nodes.tolist()) for nodes in found.paths)
+
+
+TRUNK = line(20, (0, 0), (0, 20))
+SIDE = line(10, (190, 30), (-20, 20))  # comes down to the trunk's twelfth node at an acute angle
+
+
+def test_a_branch_goes_on_along_the_trunk_unless_it_is_likely_to_end_there():
+    joints = [(11, 29)]
+    trunk, branch = list(range(20)), list(range(20, 30))
+    assert known_ends([TRUNK, SIDE], joints, [0, 19, 20]) == [trunk, [*range(11, 20), *branch]]
+    ends_there = known_ends([TRUNK, SIDE], joints, [0, 19, 20, 29, 11])
+    assert trunk in ends_there
+    assert [n for n in ends_there[1] if n >= 20] == branch
+    assert len(ends_there[1]) <= len(branch) + 1
+
+
+def test_where_ends_are_likely_filaments_meet_without_going_on_in_one_another():
+    """A row with a bend of a right angle: one filament, unless two are likely to end at the bend."""
+    down, across = line(8, (0, 0), (0, 20)), line(8, (20, 150), (20, 0))
+    joints = [(7, 8)]
+    assert known_ends([down, across], joints, [0, 15]) == [list(range(16))]
+    one, other = known_ends([down, across], joints, [0, 15, 7, 8])
+    assert one == list(range(8))
+    assert other in ([*range(8, 16)], [*range(7, 16)])
+
+
+def test_a_likely_end_has_to_be_a_probability():
+    pos, edges = line(3, (0, 0), (20, 0)), np.array([[0, 1], [1, 2]])
+    with pytest.raises(InputError, match=r"end_probability 1: 1.5, expected a probability from 0 to 1"):
+        Programme()(pos, edges, np.ones(3), np.ones(2), np.array([0, 1.5, 0]))
+    with pytest.raises(InputError, match=r"end_probability: shape \(2,\), expected \(3,\)"):
+        Programme()(pos, edges, np.ones(3), np.ones(2), np.ones(2))
+
+
+def test_large_parts_do_without_their_least_probable_edges():
+    """A part of 3,000 nodes: its chains, of edges at .95, stay; the rungs between, at .06, are not asked for."""
+    chains = [line(1000, (0, y), (20, 0)) for y in (0, 60, 120)]
+    pos = np.concatenate(chains).astype(np.float32)
+    rows = np.arange(3000).reshape(3, 1000)
+    along = np.stack([rows[:, :-1].ravel(), rows[:, 1:].ravel()])
+    rungs = np.stack([rows[:-1].ravel(), rows[1:].ravel()])
+    probability = np.repeat([0.95, 0.06], [along.shape[1], rungs.shape[1]])
+    found = Programme()(pos, np.concatenate([along, rungs], axis=1), np.full(3000, 0.95), probability)
+    assert sorted(sorted(nodes.tolist()) for nodes in found.nodes) == rows.tolist()

@@ -1,4 +1,4 @@
-"""Every command of the README and of the pages in docs/ is one that exists; the fast ones are run as written."""
+"""Every command of the README is one that exists; the fast ones are run as written."""
 
 import os
 import re
@@ -14,8 +14,7 @@ from grace_lightning.config import config_dir
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGES, re.S)).replace("\\\n", " ").splitlines()
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S)).replace("\\\n", " ").splitlines()
 INLINE = re.findall(r"`((?:grace|make)[- ][^`]*=[^`]*)`", README)
 COMMANDS = [line.split("  #")[0].strip() for line in [*BLOCKS, *INLINE] if line.strip()]
 GRACE = [c for c in COMMANDS if c.startswith("grace-")]

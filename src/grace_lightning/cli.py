@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from grace_lightning import sweeps
 from grace_lightning.config import config_dir
 from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.legacy import read_config_file, render, translate
 
 
 def train() -> None:
@@ -77,9 +78,13 @@ def _command(name: str) -> None:
     status = 0
     try:
         try:
+            if name == "train":
+                sys.argv[1:] = _with_config_file(sys.argv[1:])
             run()
         finally:  # also of a sweep that was interrupted
             status = sweeps.finish()
+    except InputError as error:
+        _fail(name, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         if running and not isinstance(error, OmegaConfBaseException):
             raise
@@ -105,6 +110,23 @@ def _prepare_process() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Threads that wait for others sleep, not spin: on shared cores a run takes a sixth of the processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _with_config_file(arguments: list[str]) -> list[str]:
+    """The arguments with what the file of ``config_file=`` comes to; keys of it without effect are told on stderr."""
+    key = "config_file="
+    given = [argument for argument in arguments if argument.startswith(key)]
+    file = given[-1].removeprefix(key).strip("'\"") if given else ""
+    if file in ("", "null"):
+        return arguments
+    others = [argument for argument in arguments if not argument.startswith(key)]
+    typed = [argument for argument in others if "=" in argument and not argument.startswith("-")]
+    overrides, lines = translate(read_config_file(file), typed, file)
+    for line in lines:
+        print(line, file=sys.stderr)
+    # in the place of ``config_file=``: Hydra's parser wants all overrides in one piece
+    place = arguments.index(given[0])
+    return [*others[:place], f"{key}{render(file)}", *overrides, *others[place:]]
 
 
 def _new_folder(path: str) -> str:

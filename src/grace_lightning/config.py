@@ -123,4 +123,8 @@ def build(node: Any, path: str, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            name = str(node["_target_"]).rpartition(".")[2]
+            message = f"{path}: {name} needs a package that is not installed: {error.__cause__}"
+            raise InputError(message.replace("HINT: ", "")) from None
         raise

@@ -17,7 +17,7 @@ from torch_geometric.loader import DataLoader
 from grace_lightning.augment import Augmentation
 from grace_lightning.errors import InputError
 from grace_lightning.features import FeatureKind, PatchAugmentation
-from grace_lightning.graph import Connection, Sample, subgraphs
+from grace_lightning.graph import Connection, Sample, subgraphs, with_candidates
 from grace_lightning.io import Source, find_sources, read_instances, read_sample
 from grace_lightning.targets import with_targets
 
@@ -164,6 +164,8 @@ class GraceDataset(Dataset[GraphData]):
     cache : shared by the sets of a run
     views : augmented graphs that are made of an image, once, where the features are frozen
     seed : of the views; the same in another run gives the same ones
+    max_candidate : pixels, of edges beyond the triangulation, see :func:`grace_lightning.graph.second_neighbours`; None
+        for none
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class GraceDataset(Dataset[GraphData]):
         cache: MemoryCache | None = None,
         views: int = 4,
         seed: int = 0,
+        max_candidate: float | None = None,
     ) -> None:
         self.sources = sources
         self.read = read
@@ -187,6 +190,7 @@ class GraceDataset(Dataset[GraphData]):
         self.cache = cache or MemoryCache(0)
         self.views = views if augment and features.frozen else 0
         self.seed = seed
+        self.max_candidate = max_candidate
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -196,7 +200,11 @@ class GraceDataset(Dataset[GraphData]):
         source = self.sources[index]
         sample = self.read(source)
         instances = read_instances(source.instances, sample.graph.num_nodes) if source.instances else None
-        sample = with_targets(sample, instances)
+        added = None
+        if self.max_candidate is not None:
+            graph, added = with_candidates(sample.graph, self.max_candidate)
+            sample = sample.replace(graph=graph)
+        sample = with_targets(sample, instances, added)
         return sample.replace(image=self.features.preprocess(sample.image))
 
     def sample(self, index: int) -> Sample:
@@ -265,6 +273,7 @@ class GraceDataModule(pl.LightningDataModule):
     connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
     cache_gib : GiB of memory for samples that are kept between epochs
     simulation : called first; makes the folders
+    max_candidate : pixels, see :class:`GraceDataset`
     """
 
     def __init__(
@@ -291,6 +300,7 @@ class GraceDataModule(pl.LightningDataModule):
         connection: Connection = "spiderweb",
         cache_gib: float = 4.0,
         simulation: Callable[[], None] | None = None,
+        max_candidate: float | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -313,6 +323,7 @@ class GraceDataModule(pl.LightningDataModule):
         self.num_hops: int | Literal["whole"] = num_hops
         self.connection: Connection = connection
         self.simulation = simulation
+        self.max_candidate = max_candidate
         self.cache = MemoryCache(cache_gib * 2**30)
         self.sources: dict[str, list[Source]] = {}
 
@@ -356,6 +367,7 @@ class GraceDataModule(pl.LightningDataModule):
             self.cache,
             self.views,
             self.seed,
+            self.max_candidate,
         )
 
     def _read(self, source: Source) -> Sample:

@@ -178,6 +178,17 @@ class GraceModule(pl.LightningModule):
         nodes = {"node": node[is_centre].float(), "end": end[is_centre].float()}
         return {**nodes, "edge": mean(edge.float()), "link": mean(link.float())}
 
+    def node_states(self, data: GraphData) -> Tensor:
+        """What the network's ``node_head`` is given of each node, (N, F)."""
+        seen: list[Tensor] = []
+        head = cast(nn.Module, self.network.node_head)
+        watch = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            self(data)
+        finally:
+            watch.remove()
+        return seen[0][data.member_node == data.member_centre] if data.has_subgraphs else seen[0]
+
     def _step(self, data: GraphData, stage: str) -> Tensor:
         logits = self(data)
         losses = {

@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from grace_lightning.graph import Graph, Label, Sample, end_labels
+from grace_lightning.graph import Graph, Label, Sample, end_labels, label_by_mask
 from grace_lightning.metrics import true_filaments
 
 Bools = NDArray[np.bool_]
@@ -20,7 +21,7 @@ FURTHER = np.linspace(0.25, 2, 15)
 """Places beyond an edge's end, in lengths of the edge, where the object that it comes from may come up again."""
 
 
-def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None) -> Sample:
+def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None, added: Tensor | None = None) -> Sample:
     """The sample with ``end_label`` and ``link_label``, where its annotation tells filaments apart.
 
     An edge within the annotation links its ends if both belong to one filament. Where only the numbers of the
@@ -31,6 +32,7 @@ def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None) ->
     ----------
     sample : with its annotation
     instances : nodes of each filament, see :func:`grace_lightning.io.read_instances`, or None
+    added : (E,) bool, edges that no file has labelled: they lie on a filament where all their pixels are annotated
     """
     graph, annotation = sample.graph, sample.annotation
     truth = true_filaments(graph, annotation, instances)
@@ -39,8 +41,11 @@ def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None) ->
     apart = ~_share(truth.nodes, graph)
     if instances is None and annotation is not None:
         apart &= ~_passes_under(graph, annotation.numpy())
-    negative = torch.from_numpy(apart) & (graph.edge_label == Label.TRUE_POSITIVE)
-    link_label = torch.where(negative, Label.TRUE_NEGATIVE.value, graph.edge_label)
+    edge_label = graph.edge_label
+    if added is not None and annotation is not None:
+        edge_label = torch.where(added, label_by_mask(graph, annotation).edge_label, edge_label)
+    negative = torch.from_numpy(apart) & (edge_label == Label.TRUE_POSITIVE)
+    link_label = torch.where(negative, Label.TRUE_NEGATIVE.value, edge_label)
     end_label = end_labels(graph.pos, graph.node_label, truth.nodes)
     return sample.replace(graph=replace(graph, end_label=end_label, link_label=link_label))
 

@@ -9,17 +9,22 @@ from grace_lightning.figures.curves import (
     reliability_diagram,
     roc_curves,
 )
-from grace_lightning.figures.micrographs import filaments, probabilities
+from grace_lightning.figures.manifold import manifold
+from grace_lightning.figures.micrographs import filaments, probabilities, probability_colours
 from grace_lightning.figures.overview import overview, thumbnail
+from grace_lightning.figures.style import pixels
 
 __all__ = [
     "Outcomes",
     "confusion_matrices",
     "filaments",
     "iou_histogram",
+    "manifold",
     "overview",
+    "pixels",
     "precision_recall_curves",
     "probabilities",
+    "probability_colours",
     "probability_histograms",
     "reliability_diagram",
     "roc_curves",

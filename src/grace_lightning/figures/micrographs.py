@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
@@ -23,6 +24,17 @@ Points = NDArray[np.float32]
 
 MAX_PIXELS = 1200
 """Longer side of a drawn micrograph; larger ones are drawn from every k-th pixel."""
+
+
+COLOURS = colormaps["plasma"]
+"""Of probabilities from 0 to 1."""
+
+
+def probability_colours() -> NDArray[np.uint8]:
+    """The colours of :func:`probabilities`, few enough for a GIF: 100 greys and 150 of the scale, (250, 3)."""
+    grey = np.repeat(np.linspace(0, 1, 100)[:, None], 3, axis=1)
+    scale = COLOURS(np.linspace(0, 1, 150))[:, :3]
+    return np.round(255 * np.concatenate([grey, scale])).astype(np.uint8)
 
 
 def probabilities(
@@ -45,7 +57,7 @@ def probabilities(
     plain, drawn = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes in (plain, drawn):
         _micrograph(axes, image)
-    colours, scale = "plasma", Normalize(0, 1)
+    colours, scale = COLOURS, Normalize(0, 1)
     kept = edge_probability > 0.5
     ends = graph.pos[graph.edges[:, kept]].transpose(0, 1).numpy()
     lines = LineCollection(list(ends), cmap=colours, norm=scale, linewidths=1.6)

@@ -11,6 +11,7 @@ F   length of a node embedding
 Positions are pixels, x to the right and y down; (0, 0) is the centre of the top left pixel.
 """
 
+from grace_lightning.graph.candidates import second_neighbours, with_candidates
 from grace_lightning.graph.ends import end_labels
 from grace_lightning.graph.geometry import EDGE_PROPERTIES, edge_geometry
 from grace_lightning.graph.mask import label_by_mask
@@ -33,6 +34,8 @@ __all__ = [
     "inside_image",
     "label_by_mask",
     "merge_duplicates",
+    "second_neighbours",
     "sort_edges",
     "subgraphs",
+    "with_candidates",
 ]

@@ -25,7 +25,10 @@ JITTER = 0.5  # filament widths; between edges of this length a bend costs half 
 GAP_COST = 0.5  # of a gap of one filament width, growing with its square, log-odds
 OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a longer one go
 SWALLOWED = 0.85  # share of a path's nodes near longer paths, from which on it is none of its own
-END_COSTS = (1.0, 10.0)  # the least and the most that an end costs where its probability is known, log-odds
+END_PRIOR = 1.0  # added to the log-odds against an end where its probability is known
+END_COSTS = (1.0, 10.0)  # the least and the most that an end costs then
+LARGE = 2000  # nodes of a connected part, from which on only edges of twice the least probability enter it,
+PROBABLE = 0.2  # as long as the least is below this
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
 
 
@@ -64,14 +67,15 @@ class Programme:
     ----------
     scale : width of a filament, pixels
     end_cost : log-odds, of each of a filament's two ends; where the probability p of an end is known, its log-odds
-        against, -logit p, times ``end_weight``, from ``END_COSTS[0]`` to ``END_COSTS[1]``
+        against, ``END_PRIOR`` - logit p times ``end_weight``, within ``END_COSTS``
     end_weight : see ``end_cost``
     bend_cost : log-odds, of a right angle between two edges that are long against the jitter of the detections
     turn_cost : log-odds, of a right angle in the course of a path
     crossing_cost : log-odds, of a second filament through a node
     share_cost : log-odds, of a second filament along one filament width of a path
     max_edge_gain, max_node_gain : log-odds, the most that one edge or node speaks for a path
-    min_probability : edges below it are left out; nodes below it count as if they had it
+    min_probability : edges below it are left out; nodes below it count as if they had it. Where more than ``LARGE``
+        nodes hang together, it is doubled among them, once or twice, so that the time grows with the number of nodes
     max_gap : filament widths between ends that may be joined; 0 for ends at one node only
     min_length : filament widths; shorter paths go
     time_limit : seconds for the whole graph; where they pass, a warning says so and the best found by then is given
@@ -91,7 +95,7 @@ class Programme:
         turn_cost: float = 40.0,
         crossing_cost: float = 0.5,
         share_cost: float = 0.05,
-        max_edge_gain: float = 2.0,
+        max_edge_gain: float = 1.5,
         max_node_gain: float = 2.0,
         min_probability: float = 0.05,
         max_gap: float = 4.0,
@@ -148,7 +152,8 @@ class Programme:
         deadline = time.monotonic() + self.time_limit
         end_cost = np.full(len(given.pos), self.end_cost)
         if given.end_probability is not None:
-            end_cost = np.clip(-self.end_weight * logit(given.end_probability), *END_COSTS)
+            odds = logit(np.clip(given.end_probability, SURE, 1 - SURE))
+            end_cost = np.clip(END_PRIOR - self.end_weight * odds, *END_COSTS)
         paths = without_overlaps(given.pos, self._paths(given, end_cost, deadline), OVERLAP * self.scale)
         paths, optimal = reconnect(
             given.pos,
@@ -168,14 +173,14 @@ class Programme:
 
     def _paths(self, given: Scored, end_cost: Floats, deadline: float) -> list[Path]:
         """The programme's paths."""
-        edges = given.edges[:, given.edge_probability >= self.min_probability]
-        edge_gain = self._gain(given.edge_probability[given.edge_probability >= self.min_probability])
-        edge_gain = np.minimum(edge_gain, self.max_edge_gain)
+        plausible = given.edge_probability >= self.min_probability
+        edges, probability = given.edges[:, plausible], given.edge_probability[plausible]
+        edge_gain = np.minimum(self._gain(probability), self.max_edge_gain)
         node_gain = np.minimum(self._gain(given.node_probability), self.max_node_gain)
         place = np.zeros(len(given.pos), dtype=np.int64)
         paths: list[Path] = []
         late = []
-        for nodes, own in _parts(edges, len(given.pos)):
+        for nodes, own in _parts(edges, probability, len(given.pos), self.min_probability):
             hope = np.maximum(edge_gain[own], 0).sum() + np.maximum(node_gain[nodes], 0).sum()
             ends = 2 * end_cost[nodes].min()
             if hope <= (ends if len(own) < len(nodes) else 0):  # no ring in it, so two ends to pay
@@ -230,14 +235,24 @@ class Programme:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
 
-def _parts(edges: Ints, num_nodes: int) -> Iterator[tuple[Ints, Ints]]:
-    """Nodes and edges of every connected component that has an edge, ascending."""
-    ones = np.ones(edges.shape[1], dtype=np.int8)
-    count, part = connected_components(
-        sp.csr_array((ones, (edges[0], edges[1])), shape=(num_nodes,) * 2), directed=False
-    )
-    of_edge = part[edges[0]]
-    nodes, own = np.argsort(part, kind="stable"), np.argsort(of_edge, kind="stable")
-    node_bounds, edge_bounds = (np.searchsorted(p[r], np.arange(count + 1)) for p, r in ((part, nodes), (of_edge, own)))
-    for k in np.flatnonzero(np.diff(edge_bounds)):
-        yield nodes[node_bounds[k] : node_bounds[k + 1]], own[edge_bounds[k] : edge_bounds[k + 1]]
+def _parts(edges: Ints, probability: Floats, num_nodes: int, least: float) -> Iterator[tuple[Ints, Ints]]:
+    """Nodes and edges of every connected component that has an edge, ascending.
+
+    From large ones edges below twice ``least`` go, until they fall apart or what is left is probable.
+    """
+    todo = [(np.arange(edges.shape[1]), least)]
+    while todo:
+        some, least = todo.pop()
+        ends, ones = edges[:, some], np.ones(len(some), dtype=np.int8)
+        joined = sp.csr_array((ones, (ends[0], ends[1])), shape=(num_nodes,) * 2)
+        count, part = connected_components(joined, directed=False)
+        of_edge = part[ends[0]]
+        nodes, own = np.argsort(part, kind="stable"), np.argsort(of_edge, kind="stable")
+        node_bounds = np.searchsorted(part[nodes], np.arange(count + 1))
+        edge_bounds = np.searchsorted(of_edge[own], np.arange(count + 1))
+        for k in np.flatnonzero(np.diff(edge_bounds)):
+            inside = some[own[edge_bounds[k] : edge_bounds[k + 1]]]
+            if node_bounds[k + 1] - node_bounds[k] > LARGE and least < PROBABLE:
+                todo.append((inside[probability[inside] >= 2 * least], 2 * least))
+            else:
+                yield nodes[node_bounds[k] : node_bounds[k + 1]], inside

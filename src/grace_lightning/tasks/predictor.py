@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from grace_lightning.config import check_value
 from grace_lightning.data import GraphData, prepare
 from grace_lightning.errors import InputError
-from grace_lightning.graph import Graph, Sample, from_detections
+from grace_lightning.graph import Graph, Sample, from_detections, with_candidates
 from grace_lightning.io import Filament
 from grace_lightning.link import Filaments, Linker
 from grace_lightning.module import GraceModule, Prediction
@@ -166,6 +166,9 @@ class Predictor(nn.Module):
         """
         rows, place = _distinct(pos)
         graph = from_detections(pos[rows])[0]
+        max_candidate = self.module.config["data"].get("max_candidate")
+        if max_candidate is not None:
+            graph = with_candidates(graph, max_candidate)[0]
         sample = Sample(name, image, graph)  # which refuses detections outside the image
         sample = sample.replace(image=self.module.features.preprocess(image))  # type: ignore[operator]
         trained = self.module.config["data"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import track
 
@@ -92,7 +93,8 @@ def train(cfg: DictConfig) -> Metrics:
         results["infer"] = evaluate_infer(trainer, module, datamodule, linker, brush, run_dir, console)
     print_scores(console, results)
     console.print(f"run folder  {short(run_dir)}", highlight=False)
-    console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
+    if any(isinstance(logger, TensorBoardLogger) for logger in loggers.values()):
+        console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
     conclude(trainer, config, results)
     return results
 
