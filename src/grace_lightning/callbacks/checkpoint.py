@@ -86,10 +86,19 @@ class Checkpoint(ModelCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Have files written as wholes."""
+        super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
-        self.resumed_from = Path(trainer.ckpt_path) if trainer.ckpt_path else None
-        super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Have a last checkpoint from the beginning in a run that goes on."""
+        if trainer.ckpt_path is None or trainer.state.fn != "fit":
+            return
+        self.resumed_from = Path(trainer.ckpt_path)
+        if trainer.is_global_zero and self.resumed_from.resolve() != self.last.resolve():
+            _copy(self.resumed_from, self.last)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best checkpoint so far, wherever that run's folder lies now."""
@@ -97,9 +106,11 @@ class Checkpoint(ModelCheckpoint):
         if state_dict.get("dirpath") == self.dirpath:
             super().load_state_dict(state_dict)
             return
-        name = Path(state_dict["best_model_path"]).name
-        beside = [self.resumed_from.with_name(name)] if self.resumed_from else []
-        best = next((path for path in [*beside, Path(state_dict["best_model_path"])] if path.is_file()), None)
+        kept = Path(state_dict["best_model_path"])
+        if not kept.name:
+            return
+        beside = [self.resumed_from.with_name(kept.name)] if self.resumed_from else []
+        best = next((path for path in [*beside, kept] if path.is_file()), None)
         score = _score_of(best, self.state_key) if best else None
         if best is None or score is None:
             return
@@ -115,8 +126,6 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if self.resumed_from is None:
             trainer.save_checkpoint(self.last)
-        elif trainer.is_global_zero and self.resumed_from.resolve() != self.last.resolve():
-            _copy(self.resumed_from, self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep this epoch: as the last one in any case, as the best where its score is."""
@@ -126,6 +135,9 @@ class Checkpoint(ModelCheckpoint):
         if self.monitor in candidates:
             self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing is left to keep, nor in a run that had come to its end before."""
 
 
 def _copy(source: Path, path: Path) -> None:
