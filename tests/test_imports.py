@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
     *("errors", "config", "legacy", "graph", "io", "simulate", "augment", "features", "ridges", "models", "link"),
-    *("metrics", "targets", "data", "figures", "module", "callbacks", "sweeps", "tasks", "cli"),
+    *("metrics", "targets", "sampling", "data", "figures", "module", "callbacks", "sweeps", "tasks", "cli"),
 ]
 
 

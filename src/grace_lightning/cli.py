@@ -5,11 +5,14 @@ Torch and Lightning are imported only once a command runs, so that ``--help`` an
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +27,9 @@ from grace_lightning import sweeps
 from grace_lightning.config import config_dir
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.legacy import read_config_file, render, translate
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Where those who start several processes say which one this is; the first is that of all, if given."""
 
 
 def train() -> None:
@@ -130,7 +136,14 @@ def _with_config_file(arguments: list[str]) -> list[str]:
 
 
 def _new_folder(path: str) -> str:
-    """Make and claim a folder; where runs started in one second want the same name, later ones get a number."""
+    """Make and claim a folder; where runs started in one second want the same name, later ones get a number.
+
+    Of several processes that torchrun, SLURM or the like start, only the first one has a run folder.
+    """
+    if not _is_first_process():
+        aside = tempfile.mkdtemp(prefix="grace-")
+        atexit.register(shutil.rmtree, aside, ignore_errors=True)
+        return aside
     for count in range(1, 1000):
         name = path if count == 1 else f"{path}-{count}"
         try:
@@ -141,6 +154,11 @@ def _new_folder(path: str) -> str:
             pass
         return name
     return path
+
+
+def _is_first_process() -> bool:
+    names = RANKS[:1] if RANKS[0] in os.environ else RANKS
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def _fail(command: str, message: str) -> NoReturn:

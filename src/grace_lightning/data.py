@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from torch_geometric.loader import DataLoader
 from grace_lightning.augment import Augmentation
 from grace_lightning.errors import InputError
 from grace_lightning.features import FeatureKind, PatchAugmentation
-from grace_lightning.graph import Connection, Sample, subgraphs, with_candidates
+from grace_lightning.graph import Connection, Label, Sample, subgraphs, with_candidates
 from grace_lightning.io import Source, find_sources, read_instances, read_sample
+from grace_lightning.sampling import EpochSampler, Pick, drawing_by, seed_of
 from grace_lightning.targets import with_targets
 
 T = TypeVar("T")
@@ -69,6 +71,19 @@ class GraphData(Data):
         """Rows and columns of each image of a batch, where the features took the image along."""
         return self._by_image("image_shape")
 
+    @property
+    def num_counted(self) -> int:
+        """Number of images of a batch that count, see :class:`grace_lightning.sampling.Pick`."""
+        return sum(counted for (counted,) in self._by_image("counted"))
+
+    def without_labels(self) -> GraphData:
+        """The same graph, everything in it UNKNOWN and itself not counted."""
+        data = copy.copy(self)
+        for key in ("node_label", "edge_label", "end_label", "link_label"):
+            data[key] = torch.full_like(data[key], Label.UNKNOWN)
+        data.counted = (0,)
+        return data
+
     def _by_image(self, key: str) -> list[Any]:
         value = self[key]  # a batch has a list of what a single graph has
         return value if isinstance(value, list) else [value]
@@ -102,6 +117,7 @@ def prepare(
         num_nodes=graph.num_nodes,
         name=sample.name,
         graph_size=(graph.num_nodes, graph.num_edges),
+        counted=(1,),
         **features.extract(sample, augment),
     )
     if num_hops != "whole":
@@ -127,6 +143,24 @@ class MemoryCache:
             self.room -= size(made)
             self.kept[key] = made
         return made
+
+
+class Digests:
+    """Hashes of what was read, by source: of pixels, points, edges, labels and annotation, not of bytes on disk."""
+
+    def __init__(self) -> None:
+        self.known: dict[Source, str] = {}
+
+    def add(self, source: Source, sample: Sample) -> None:
+        """Take the hash of a sample as its files have it, unless it is known already."""
+        if source in self.known:
+            return
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in {"image": sample.image, "annotation": sample.annotation, **vars(sample.graph)}.items():
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+                digest.update(value.contiguous().numpy().data)
+        self.known[source] = digest.hexdigest()
 
 
 def _sample_bytes(sample: Sample) -> int:
@@ -166,6 +200,7 @@ class GraceDataset(Dataset[GraphData]):
     seed : of the views; the same in another run gives the same ones
     max_candidate : pixels, of edges beyond the triangulation, see :func:`grace_lightning.graph.second_neighbours`; None
         for none
+    digests : takes the hashes of what is read
     """
 
     def __init__(
@@ -180,6 +215,7 @@ class GraceDataset(Dataset[GraphData]):
         views: int = 4,
         seed: int = 0,
         max_candidate: float | None = None,
+        digests: Digests | None = None,
     ) -> None:
         self.sources = sources
         self.read = read
@@ -191,6 +227,7 @@ class GraceDataset(Dataset[GraphData]):
         self.views = views if augment and features.frozen else 0
         self.seed = seed
         self.max_candidate = max_candidate
+        self.digests = digests or Digests()
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -205,6 +242,7 @@ class GraceDataset(Dataset[GraphData]):
             graph, added = with_candidates(sample.graph, self.max_candidate)
             sample = sample.replace(graph=graph)
         sample = with_targets(sample, instances, added)
+        self.digests.add(source, sample)
         return sample.replace(image=self.features.preprocess(sample.image))
 
     def sample(self, index: int) -> Sample:
@@ -226,7 +264,14 @@ class GraceDataset(Dataset[GraphData]):
 
         return self.cache.get(("data", self.sources[index]), make, _data_bytes)
 
-    def __getitem__(self, index: int) -> GraphData:
+    def __getitem__(self, pick: int | Pick) -> GraphData:
+        if isinstance(pick, int):
+            return self._drawn(pick)
+        with drawing_by(pick.seed):
+            data = self._drawn(pick.image)
+        return data if pick.counts else data.without_labels()
+
+    def _drawn(self, index: int) -> GraphData:
         if not self.augment:
             return self.prepared(index)
         if self.views:
@@ -240,9 +285,7 @@ class GraceDataset(Dataset[GraphData]):
         assert augment is not None
 
         def make() -> GraphData:
-            seed = hashlib.blake2b(f"{self.seed} {source.name} {number}".encode(), digest_size=7).digest()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int.from_bytes(seed, "big"))
+            with drawing_by(seed_of(self.seed, source.name, number)):
                 sample = augment.sample(self.sample(index))
                 patches = _PatchSteps(tuple(augment.on_patches)) if augment.on_patches else None
                 return prepare(sample, self.features, patches, self.num_hops, self.connection)
@@ -264,8 +307,8 @@ class GraceDataModule(pl.LightningDataModule):
     train_grace_dir, valid_grace_dir, infer_grace_dir : folders of their ``X.grace``; None: the image folder
     image_dir, grace_dir : one folder to split instead
     split : fractions of training, validation and inference images
-    seed : of the split and of the views
-    batch_size : images in a step
+    seed : of the split, the order of the images, their augmentation, and the views
+    batch_size : images in a step of each process
     num_workers : processes that prepare samples
     frame : what to take of a stack: an index or ``mean``
     keep_node_unknown_labels, keep_edge_unknown_labels : leave UNKNOWN out of loss and metrics; else it is negative
@@ -325,6 +368,7 @@ class GraceDataModule(pl.LightningDataModule):
         self.simulation = simulation
         self.max_candidate = max_candidate
         self.cache = MemoryCache(cache_gib * 2**30)
+        self.digests = Digests()
         self.sources: dict[str, list[Source]] = {}
 
     def prepare_data(self) -> None:
@@ -368,6 +412,7 @@ class GraceDataModule(pl.LightningDataModule):
             self.views,
             self.seed,
             self.max_candidate,
+            self.digests,
         )
 
     def _read(self, source: Source) -> Sample:
@@ -378,26 +423,35 @@ class GraceDataModule(pl.LightningDataModule):
             keep_edge_unknown_labels=self.keep_edge_unknown_labels,
         )
 
-    def _loader(self, name: str, training: bool = False) -> DataLoader:
+    def loader(self, name: str, *, training: bool = False, shared: bool = False) -> DataLoader:
+        """Batches of ``train``, ``valid`` or ``infer``: all, or where they are ``shared`` this process' part."""
+        dataset = self.dataset(name, augmented=training)
+        trainer = self.trainer if shared else None
+        processes, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         return DataLoader(
-            self.dataset(name, augmented=training),
+            dataset,
             batch_size=self.batch_size,
-            shuffle=training,
+            sampler=EpochSampler(dataset, self.seed, self._epoch, training, processes, rank),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # its own: what a loader draws is not to shift what dropout draws
         )
 
+    def _epoch(self) -> int:
+        # whole epochs, also in a resumed run, of which ``current_epoch`` is known only once it has begun
+        return int(self.trainer.fit_loop.epoch_progress.current.processed) if self.trainer else 0  # type: ignore[attr-defined]
+
     def train_dataloader(self) -> DataLoader:
-        """Training images, shuffled and augmented."""
-        return self._loader("train", training=True)
+        """Training images, shuffled and augmented; with several processes the share of this one."""
+        return self.loader("train", training=True, shared=True)
 
     def val_dataloader(self) -> DataLoader:
-        """Validation images."""
-        return self._loader("valid")
+        """Validation images; with several processes the share of this one."""
+        return self.loader("valid", shared=True)
 
     def predict_dataloader(self) -> DataLoader:
-        """Inference images."""
-        return self._loader("infer")
+        """Inference images, all of them."""
+        return self.loader("infer")
 
 
 def split_sources(sources: Sequence[Source], split: Sequence[float], seed: int) -> dict[str, list[Source]]:

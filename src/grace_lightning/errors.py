@@ -8,5 +8,9 @@ class InputError(ValueError):
     """
 
 
+class LossError(InputError):
+    """The loss is not finite. Of several processes that train together, each raises the same."""
+
+
 class InputWarning(UserWarning):
     """The user's input is odd but usable; the message says what was done about it."""

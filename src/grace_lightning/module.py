@@ -7,18 +7,18 @@ import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from grace_lightning.data import GraphData
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, LossError
 from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Graph, Label
 from grace_lightning.link import Filaments, Linker
@@ -31,6 +31,8 @@ CHECKPOINT_KEY = "grace_lightning"
 HEADS = Logits._fields
 
 Heads = dict[str, Tensor]
+
+T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -68,16 +70,59 @@ def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = 
     label : (M,) int64
     weight : (2,) per class or None
     """
+    total, known = summed_cross_entropy(logits, label, weight)
+    return total / known.clamp(min=1e-12)
+
+
+def summed_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropy over what is labelled, and the number (or sum of weights) of that."""
     total = functional.cross_entropy(logits, label, weight, ignore_index=Label.UNKNOWN, reduction="sum")
     known = (label != Label.UNKNOWN).to(total.dtype)
     if weight is not None:
         known = known * weight[label.clamp(max=1)]
-    return total / known.sum().clamp(min=1e-12)
+    return total, known.sum()
 
 
 def margin(logits: Tensor) -> Tensor:
     """Log-odds of the positive class: (M, 2) to (M,)."""
     return logits[:, 1] - logits[:, 0]
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor without gradient over the processes that train together; itself where there is one."""
+    if _processes() == 1:
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value / _processes()
+
+
+def _from_all_processes(found: list[T]) -> list[T]:
+    if _processes() == 1:
+        return found
+    gathered: list[list[T]] = [[] for _ in range(_processes())]
+    distributed.all_gather_object(gathered, found)
+    return [one for part in gathered for one in part]
+
+
+class _Arriving:
+    """A tensor on its way to the CPU."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.copy = tensor.to("cpu", non_blocking=True)
+        self.ready = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
+        if self.ready is not None:
+            self.ready.record()
+
+    def value(self) -> Tensor:
+        """The tensor, waited for."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.copy
 
 
 def class_counts(label: Tensor) -> Tensor:
@@ -143,6 +188,8 @@ class GraceModule(pl.LightningModule):
         self.register_buffer("temperature", torch.ones(len(HEADS)))
         # by stage, since validation runs inside a training epoch: five losses and the number of images of each step
         self._losses: dict[str, list[Tensor]] = {"train": [], "valid": []}
+        self._names: dict[str, list[list[str]]] = {"train": [], "valid": []}
+        self._latest: _Arriving | None = None
         self.scores = nn.ModuleDict(
             {f"{stage}_{head}": EpochOutcomes() for stage in ("train", "valid") for head in HEADS}
         )
@@ -191,26 +238,48 @@ class GraceModule(pl.LightningModule):
 
     def _step(self, data: GraphData, stage: str) -> Tensor:
         logits = self(data)
-        losses = {
-            "node": masked_cross_entropy(logits["node"], data.node_label, self.node_class_weight),
-            "edge": masked_cross_entropy(logits["edge"], data.edge_label, self.edge_class_weight),
-            "end": masked_cross_entropy(logits["end"], data.end_label),
-            "link": masked_cross_entropy(logits["link"], data.link_label, self.edge_class_weight),
-        }
+        weights = {"node": self.node_class_weight, "edge": self.edge_class_weight, "link": self.edge_class_weight}
+        parts = {head: summed_cross_entropy(logits[head], data[f"{head}_label"], weights.get(head)) for head in HEADS}
+        # A mean over the images of all processes: then the mean of their gradients is that of one large batch.
+        known = _mean_over_processes(torch.stack([count for _, count in parts.values()])).clamp(min=1e-12)
+        losses = {head: total / count for (head, (total, _)), count in zip(parts.items(), known, strict=True)}
         loss = sum((self.loss_weight[head] * value for head, value in losses.items()), torch.zeros_like(losses["node"]))
         for head in losses:
             self._metric(stage, head).update(margin(logits[head].detach()), data[f"{head}_label"])
-        images = torch.full_like(loss, data.num_graphs)
+        images = torch.full_like(loss, data.num_counted)
         self._losses[stage].append(torch.stack([loss, *losses.values(), images]).detach())
+        self._names[stage].append(data.name)
         return loss
 
     def training_step(self, batch: GraphData, batch_idx: int) -> Tensor:
         """Loss of one batch of images."""
         return self._step(batch, "train")
 
+    def on_train_batch_end(self, outputs: Any, batch: GraphData, batch_idx: int) -> None:
+        """Stop where a loss is not finite: of this step on a CPU, of the one before on a GPU, which need not wait."""
+        loss = _mean_over_processes(self._losses["train"][-1][:1])
+        before, self._latest = self._latest, _Arriving(loss)
+        seen = self._latest if self._latest.ready is None else before
+        if seen is not None and not seen.value().isfinite():
+            self._refuse_losses("train")
+
     def validation_step(self, batch: GraphData, batch_idx: int) -> None:
         """Metrics of one batch of images."""
         self._step(batch, "valid")
+
+    def _refuse_losses(self, stage: str) -> NoReturn:
+        """Say at which images the loss is not finite; in every process."""
+        steps = zip(self._losses[stage], self._names[stage], strict=True)
+        own = [(k, float(row[0]), names) for k, (row, names) in enumerate(steps) if not row[0].isfinite()]
+        found = _from_all_processes(own)
+        step = min(k for k, _, _ in found)
+        value = next(value for k, value, _ in found if k == step)
+        names = sorted({name for k, _, names in found if k == step for name in names})
+        what = {"train": "training", "valid": "validation"}[stage]
+        raise LossError(
+            f"the {what} loss is {value} in epoch {self.current_epoch} (the first is 0), step {step}, at "
+            f"{', '.join(names)}, expected a finite number; set optimizer.lr lower, or look at what these images hold"
+        )
 
     def predict_step(self, batch: GraphData, batch_idx: int) -> list[Prediction]:
         """Calibrated probabilities of the images of one batch, on the CPU."""
@@ -227,6 +296,10 @@ class GraceModule(pl.LightningModule):
         if self.knows_filaments:
             return found
         return [prediction._replace(end_probability=None, link_probability=None) for prediction in found]
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what a validation or an epoch that was broken off left behind."""
+        self._latest = None
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's metrics."""
@@ -245,8 +318,11 @@ class GraceModule(pl.LightningModule):
         Lightning's own log, which takes as long as a layer of the network for every value, gets what callbacks
         monitor: the losses, and the validation scores. The rest goes to the loggers directly.
         """
-        steps = torch.stack(self._losses[stage])
+        steps = _mean_over_processes(torch.stack(self._losses[stage]))
+        if not steps[:, 0].isfinite().all():
+            self._refuse_losses(stage)
         self._losses[stage].clear()
+        self._names[stage].clear()
         means = (steps[:, :-1] * steps[:, -1:]).sum(0) / steps[:, -1].sum()
         self.log(f"{stage}/loss", means[0], prog_bar=True, sync_dist=True)
         self.log_dict(
@@ -269,7 +345,7 @@ class GraceModule(pl.LightningModule):
         if stage == "valid":
             precisions = [monitored[f"valid/{head}_average_precision"] for head in HEADS]
             monitored["valid/average_precision"] = fmean([p for p in precisions if not math.isnan(p)] or [math.nan])
-        self.log_dict(monitored)
+        self.log_dict(monitored, sync_dist=True)  # equal in all processes
         for logger in self.loggers:
             logger.log_metrics(shown, step=self.global_step)
 

@@ -45,6 +45,7 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*is deprecated.*",
+        "Checkpoint directory .* exists and is not empty.*",  # a run that goes on in its folder
         "Detected pickle protocol.*",  # of a file that is refused anyway
     ):
         warnings.filterwarnings("ignore", message)

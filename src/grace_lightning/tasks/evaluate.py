@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
@@ -69,12 +70,26 @@ def evaluate(cfg: DictConfig) -> Metrics:
     datamodule.setup("predict")
     if not datamodule.sources["infer"]:
         raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")
-    trainer: pl.Trainer = build(config["trainer"], "trainer", logger=False)
+    trainer = single_process(config["trainer"])
     console = Console()
     result = evaluate_infer(trainer, module, datamodule, linker, brush, Path(config["run_dir"]), console)
     print_scores(console, {"infer": result})
     console.print(f"run folder  {short(Path(config['run_dir']))}", highlight=False)
     return result
+
+
+def single_process(node: Config, device: torch.device | None = None) -> pl.Trainer:
+    """A trainer that predicts in this process alone, for one that may train in several.
+
+    Parameters
+    ----------
+    node : the configured trainer
+    device : that it is to use; None: the first of the configured ones
+    """
+    devices = 1 if device is None or device.index is None else [device.index]
+    alone = {"strategy": "auto", "devices": devices, "num_nodes": 1, "sync_batchnorm": False}
+    trainer: pl.Trainer = build({**node, **alone}, "trainer", logger=False, plugins=[LightningEnvironment()])
+    return trainer
 
 
 def load_module(path: str | Path, scale: float | None = None) -> GraceModule:

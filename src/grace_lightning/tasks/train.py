@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 
 from grace_lightning.augment import Augmentation
+from grace_lightning.callbacks import SeedEpochs, StopOnSignal, Stopped, stopping_on_signals
 from grace_lightning.config import build, check, check_value
 from grace_lightning.data import GraceDataModule, GraphData
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.io import read_instances
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, read_checkpoint
 from grace_lightning.sweeps import check_objective
@@ -31,8 +40,10 @@ from grace_lightning.tasks.evaluate import (
     print_scores,
     score,
     score_calibration,
+    single_process,
 )
 from grace_lightning.tasks.objects import brush_width
+from grace_lightning.tasks.record import describe_data, resume_command, write_record
 
 
 def train(cfg: DictConfig) -> Metrics:
@@ -40,7 +51,7 @@ def train(cfg: DictConfig) -> Metrics:
 
     Returns
     -------
-    metrics by set, see :func:`score`
+    metrics by set, see :func:`score`; none in a process that helped another one to train
     """
     config = plain(cfg)
     check_value(config["seed"], int, "seed")
@@ -48,8 +59,16 @@ def train(cfg: DictConfig) -> Metrics:
     check({"trainer": config["trainer"], **config}, "")  # the trainer first: other nodes refer to its values
     quiet_lightning()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    run_dir = Path(config["run_dir"])
+    with stopping_on_signals(first=getattr(rank_zero_only, "rank", 0) == 0):
+        try:
+            return _train(config)
+        except Stopped as stop:
+            print(f"grace-train: {_how_to_go_on(stop, config)}", file=sys.stderr)
+            sys.exit(128 + stop.signal)
 
+
+def _train(config: Config) -> Metrics:
+    run_dir = Path(config["run_dir"])
     features = build(config["features"], "features")
     augment, views = build_augmentation(config["augment"])
     datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=augment, views=views)
@@ -60,43 +79,82 @@ def train(cfg: DictConfig) -> Metrics:
     loggers = {name: build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
     if not any(loggers.values()):  # Lightning would refuse to watch the learning rate for nobody
         callbacks = {name: c for name, c in callbacks.items() if not isinstance(c, LearningRateMonitor)}
-    trainer: pl.Trainer = build(
-        config["trainer"],
-        "trainer",
-        callbacks=[c for c in callbacks.values() if c is not None],
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks.values()),
-        logger=[logger for logger in loggers.values() if logger is not None] or False,
-    )
+    trainer = _build_trainer(config, callbacks, loggers)
     resumed = _resume_from(config)
 
     datamodule.prepare_data()
+    console = Console(quiet=not trainer.is_global_zero)
+    if not trainer.is_global_zero:
+        warnings.simplefilter("ignore", InputWarning)  # the first process has said it
     datamodule.setup("fit")
     check_objective(config["objective"], infer=bool(datamodule.sources["infer"]))
-    console = Console()
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
     module.fit_to(_read_all(datamodule, "train", console))
     for name in ("valid", "infer"):
         for source, data in zip(datamodule.sources[name], _read_all(datamodule, name, console), strict=True):
             if name == "infer" and source.instances is not None:
                 read_instances(source.instances, len(data.node_label))
+    if trainer.is_global_zero:
+        write_record(config, run_dir, describe_data(datamodule.sources, datamodule.digests))
     if features.frozen:
         console.print(features.report(), highlight=False)
     console.print(describe_size(module), highlight=False)
-    trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
+    except LossError:
+        if not trainer.is_global_zero:  # the first process says so
+            sys.exit(2)
+        raise
+    if not trainer.is_global_zero:
+        return {}
 
     best = _best_checkpoint(callbacks.values(), config["ckpt_path"])
     if best is not None:
         module.load_state_dict(read_checkpoint(best)["state_dict"])
-    valid = predict(trainer, module, datamodule.val_dataloader())
+    alone = trainer if trainer.world_size == 1 else single_process(config["trainer"], trainer.strategy.root_device)
+    valid = predict(alone, module, datamodule.loader("valid"))
     results = {"valid": {**score(valid), "calibration": score_calibration(module, valid)}}
     if datamodule.sources["infer"]:
-        results["infer"] = evaluate_infer(trainer, module, datamodule, linker, brush, run_dir, console)
+        results["infer"] = evaluate_infer(alone, module, datamodule, linker, brush, run_dir, console)
     print_scores(console, results)
     console.print(f"run folder  {short(run_dir)}", highlight=False)
     if any(isinstance(logger, TensorBoardLogger) for logger in loggers.values()):
         console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
     conclude(trainer, config, results)
     return results
+
+
+def _build_trainer(config: Config, callbacks: dict[str, Any], loggers: dict[str, Any]) -> pl.Trainer:
+    own = [SeedEpochs(config["seed"]), StopOnSignal()]
+    try:
+        trainer: pl.Trainer = build(
+            config["trainer"],
+            "trainer",
+            callbacks=own + [c for c in callbacks.values() if c is not None],
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks.values()),
+            logger=[logger for logger in loggers.values() if logger is not None] or False,
+        )
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {error}") from error
+    sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeps and trainer.world_size > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise InputError(
+            f"trainer.strategy={config['trainer'].get('strategy', 'auto')} starts this command again for each of "
+            f"{trainer.world_size} processes, and with -m each would run the whole sweep; give trainer.devices=1, or "
+            "trainer.strategy=ddp_spawn, or run the combinations one by one without -m"
+        )
+    return trainer
+
+
+def _how_to_go_on(stop: Stopped, config: Config) -> str:
+    """One line: what stopped, what is kept, what to type."""
+    by = "Ctrl-C" if stop.signal is signal.SIGINT else stop.signal.name
+    last = Path((config["callbacks"].get("checkpoint") or {}).get("dirpath") or config["run_dir"]) / "last.ckpt"
+    if not last.is_file():
+        return f"stopped by {by} before training began; nothing is kept"
+    epochs = read_checkpoint(last)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    go_on = resume_command(short(last))
+    return f"stopped by {by}; {short(last)} holds the state after {epochs} whole epochs; go on with: {go_on}"
 
 
 def build_augmentation(node: Config | None) -> tuple[Augmentation, int]:
@@ -136,7 +194,11 @@ def _resume_from(config: Config) -> str | None:
     path = config["ckpt_path"]
     if path is None:
         return None
-    trained = read_checkpoint(path)[CHECKPOINT_KEY]
+    checkpoint = read_checkpoint(path)
+    trained, limit = checkpoint[CHECKPOINT_KEY], config["trainer"].get("max_epochs")
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if limit not in (None, -1) and epochs > limit:
+        raise InputError(f"trainer.max_epochs: {limit}, but {path} has had {epochs} epochs; give that many or more")
     for key in ("model", "features"):
         if trained[key] != config[key]:
             raise InputError(f"ckpt_path: {path} was trained with {key} {trained[key]}, this run has {config[key]}")
