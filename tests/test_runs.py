@@ -30,10 +30,8 @@ KILLS = {  # four training steps, three validation steps and two or one checkpoi
     "in the first epoch": ("training_step", 2),
     "in the middle of an epoch": ("training_step", 7),
     "in validation": ("validation_step", 5),
-    "before an epoch's checkpoints": ("on_train_epoch_end", 2),
     "while best.ckpt is written": ("write", 2),
     "while last.ckpt is written": ("write", 3),
-    "before best.ckpt has its name": ("_rename", 2),
     "before last.ckpt has its name": ("_rename", 3),
 }
 

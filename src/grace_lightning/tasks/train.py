@@ -152,7 +152,7 @@ def _how_to_go_on(stop: Stopped, config: Config) -> str:
     last = Path((config["callbacks"].get("checkpoint") or {}).get("dirpath") or config["run_dir"]) / "last.ckpt"
     if not last.is_file():
         return f"stopped by {by} before training began; nothing is kept"
-    epochs = read_checkpoint(last)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    epochs = _whole_epochs(read_checkpoint(last))
     go_on = resume_command(short(last))
     return f"stopped by {by}; {short(last)} holds the state after {epochs} whole epochs; go on with: {go_on}"
 
@@ -195,14 +195,18 @@ def _resume_from(config: Config) -> str | None:
     if path is None:
         return None
     checkpoint = read_checkpoint(path)
-    trained, limit = checkpoint[CHECKPOINT_KEY], config["trainer"].get("max_epochs")
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if limit not in (None, -1) and epochs > limit:
-        raise InputError(f"trainer.max_epochs: {limit}, but {path} has had {epochs} epochs; give that many or more")
+    trained = checkpoint[CHECKPOINT_KEY]
     for key in ("model", "features"):
         if trained[key] != config[key]:
             raise InputError(f"ckpt_path: {path} was trained with {key} {trained[key]}, this run has {config[key]}")
+    limit, epochs = config["trainer"].get("max_epochs"), _whole_epochs(checkpoint)
+    if limit not in (None, -1) and epochs > limit:
+        raise InputError(f"trainer.max_epochs: {limit}, but {path} has had {epochs} epochs; give that many or more")
     return str(path)
+
+
+def _whole_epochs(checkpoint: dict[str, Any]) -> int:
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def _best_checkpoint(callbacks: Any, resumed: str | None) -> str | None:
