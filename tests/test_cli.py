@@ -135,7 +135,6 @@ class TestTrain:
         tags = set(events.Tags()["scalars"])
         for stage in ("train", "valid"):
             assert {f"{stage}/loss", f"{stage}/node_loss", f"{stage}/edge_average_precision"} <= tags
-            assert f"{stage}/node_confusion_tp" in tags
         assert len(events.Scalars("valid/edge_average_precision")) == 3
 
     def test_checkpoints_load_without_running_code(self, trained):

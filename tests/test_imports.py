@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
     *("errors", "config", "graph", "io", "simulate", "augment", "features", "ridges", "models", "link"),
-    *("metrics", "targets", "data", "figures", "module", "tasks", "cli"),
+    *("metrics", "targets", "data", "figures", "module", "callbacks", "tasks", "cli"),
 ]
 
 

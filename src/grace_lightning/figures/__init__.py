@@ -9,14 +9,19 @@ from grace_lightning.figures.curves import (
     reliability_diagram,
     roc_curves,
 )
-from grace_lightning.figures.micrographs import filaments, probabilities
+from grace_lightning.figures.jpeg import Jpeg, jpeg
+from grace_lightning.figures.micrographs import attention, contrast, filaments, probabilities
 from grace_lightning.figures.overview import overview, thumbnail
 
 __all__ = [
+    "Jpeg",
     "Outcomes",
+    "attention",
     "confusion_matrices",
+    "contrast",
     "filaments",
     "iou_histogram",
+    "jpeg",
     "overview",
     "precision_recall_curves",
     "probabilities",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,13 @@ MAX_PIXELS = 1200
 
 
 def probabilities(
-    image: Tensor, graph: Graph, node_probability: Tensor, edge_probability: Tensor, title: str = ""
+    image: Tensor,
+    graph: Graph,
+    node_probability: Tensor,
+    edge_probability: Tensor,
+    title: str = "",
+    *,
+    plain: bool = True,
 ) -> Figure:
     """The micrograph, and the same under its graph coloured by probability.
 
@@ -38,12 +45,13 @@ def probabilities(
     graph : its graph
     node_probability, edge_probability : (N,) and (E,) float32
     title : written above
+    plain : whether the micrograph is also shown as it is
     """
     height, width = image.shape[1:]
     aspect = height / width
-    figure = Figure(figsize=(13, 6.0 * aspect + 0.4), dpi=100, layout="constrained")
-    plain, drawn = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes in (plain, drawn):
+    figure = Figure(figsize=(13 if plain else 7, 6.0 * aspect + 0.4), dpi=100, layout="constrained")
+    *others, drawn = figure.subplots(1, 2 if plain else 1, sharex=True, sharey=True, squeeze=False)[0]
+    for axes in (*others, drawn):
         _micrograph(axes, image)
     colours, scale = "plasma", Normalize(0, 1)
     kept = edge_probability > 0.5
@@ -54,9 +62,43 @@ def probabilities(
     order = node_probability.argsort()
     x, y = graph.pos[order].T.numpy()
     drawn.scatter(x, y, c=node_probability[order].numpy(), cmap=colours, norm=scale, s=7, linewidths=0)
-    plain.set_title(title)
-    drawn.set_title("nodes and edges above one half")
+    above = "nodes and edges above one half"
+    if others:
+        others[0].set_title(title)
+    drawn.set_title(above if others or not title else f"{title}: {above}")
     figure.colorbar(ScalarMappable(scale, colours), ax=drawn, label="probability", fraction=0.04, pad=0.01)
+    return figure
+
+
+def attention(image: Tensor, graph: Graph, weights: Tensor, title: str = "") -> Figure:
+    """What each head of an attention layer looks at: the micrograph under its edges, coloured by their weights.
+
+    Parameters
+    ----------
+    image : (1, H, W) float32
+    graph : its graph
+    weights : (E, heads) float32, 0 to 1
+    title : written above
+    """
+    height, width = image.shape[1:]
+    columns = math.ceil(math.sqrt(weights.shape[1]))
+    rows = math.ceil(weights.shape[1] / columns)
+    figure = Figure(figsize=(5 * columns + 1, (5 * height / width + 0.3) * rows + 0.5), dpi=100, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    ends = graph.pos[graph.edges].transpose(0, 1).numpy()
+    colours, scale = "viridis", Normalize(0, 1)
+    for axes in panels.flat[weights.shape[1] :]:
+        axes.set_axis_off()
+    for head, (axes, weight) in enumerate(zip(panels.flat, weights.T, strict=False)):
+        _micrograph(axes, image, alpha=0.45)
+        order = weight.argsort()
+        lines = LineCollection(list(ends[order.numpy()]), cmap=colours, norm=scale, linewidths=1.8)
+        lines.set_array(weight[order].numpy())
+        axes.add_collection(lines)
+        axes.set_title(f"head {head + 1}")
+    figure.suptitle(title)
+    label = "weight of the edge in the mean over what arrives at a node"
+    figure.colorbar(ScalarMappable(scale, colours), ax=panels, label=label, fraction=0.03, pad=0.01)
     return figure
 
 
@@ -132,13 +174,13 @@ def _micrograph(axes: Any, image: Tensor, alpha: float = 1.0) -> None:
     height, width = image.shape[1:]
     step = max(1, round(max(height, width) / MAX_PIXELS))
     shown = image[0, ::step, ::step].numpy()
-    low, high = _contrast(image)
+    low, high = contrast(image)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.imshow(shown, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="antialiased", alpha=alpha)
     axes.set_axis_off()
 
 
-def _contrast(image: Tensor) -> tuple[float, float]:
+def contrast(image: Tensor) -> tuple[float, float]:
     """The 1st and 99th percentile of about 100,000 pixels."""
     pixels = image.flatten()
     pixels = pixels[:: max(1, len(pixels) // 100_000)]
