@@ -191,7 +191,8 @@ class TestTrain:
     "overrides",
     [
         [*SMALL, "model=gat", "model.heads=2", "data.num_hops=1"],
-        [*SMALL, "features.laplacian=true", "augment=none", "logger={}", "callbacks.learning_rate=null"],
+        [*SMALL, "features.laplacian=true", "augment=none", "logger=none", "callbacks.learning_rate=null"],
+        [*SMALL, "augment=none", "logger=csv", "callbacks.figures.every_n_epochs=1"],
         [*LEARNED, "augment=strong", "data.batch_size=2"],
         [*LEARNED, "trainer.precision=bf16-mixed", "data.num_hops=2", "module.class_weights=balanced"],
     ],

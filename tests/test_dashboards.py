@@ -132,7 +132,8 @@ class TestScalars:
 class TestFigures:
     def test_drawn_every_few_epochs_and_after_the_last(self, run):
         network, _, read = run
-        tags = {"valid/confusion", "valid/precision_recall", "valid/reliability"}
+        tags = {f"valid_{kind}/{head}" for kind in ("confusion", "reliability") for head in ("nodes", "edges")}
+        tags |= {"valid_precision_recall/both"}
         kinds = ["graphs", "filaments", *(["attention"] if network is GAT else [])]
         tags |= {f"valid_{kind}/m{k}" for kind in kinds for k in range(2)}
         steps = {tag: [event.step for event in read.Images(tag)] for tag in read.Tags()["images"]}
@@ -149,15 +150,15 @@ class TestFigures:
 
     def test_the_last_picture_is_drawn_once(self, folder, tmp_path):
         fit(folder, [Figures(Components(), every_n_epochs=2)], board(tmp_path), epochs=4)
-        assert [event.step for event in events(tmp_path).Images("valid/confusion")] == [1, 3]
+        assert [event.step for event in events(tmp_path).Images("valid_confusion/nodes")] == [1, 3]
 
     def test_a_run_shorter_than_the_interval_is_drawn(self, folder, tmp_path):
         fit(folder, [Figures(Components())], board(tmp_path), epochs=1)
-        assert [event.step for event in events(tmp_path).Images("valid/confusion")] == [0]
+        assert [event.step for event in events(tmp_path).Images("valid_confusion/nodes")] == [0]
 
     def test_without_images_the_curves_are_drawn(self, folder, tmp_path):
         fit(folder, [Figures(Components(), max_images=0)], board(tmp_path), epochs=1)
-        assert len(events(tmp_path).Tags()["images"]) == 3
+        assert len(events(tmp_path).Tags()["images"]) == 5
 
     def test_neighbourhoods_have_attention_and_states_too(self, folder, tmp_path):
         fit(folder, dashboards(), board(tmp_path), GAT, epochs=1, num_hops=1)
@@ -291,7 +292,7 @@ class TestOtherLoggers:
 
     def test_two_at_once(self, folder, tmp_path):
         fit(folder, dashboards(), [CSVLogger(tmp_path, name="", version="csv"), board(tmp_path / "board")], epochs=1)
-        assert "valid/confusion" in events(tmp_path / "board").Tags()["images"]
+        assert "valid_confusion/nodes" in events(tmp_path / "board").Tags()["images"]
 
 
 def test_a_training_that_diverged_is_not_drawn(folder, tmp_path):

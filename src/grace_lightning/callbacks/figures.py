@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -15,8 +16,11 @@ from grace_lightning.errors import InputError
 from grace_lightning.graph import Sample
 from grace_lightning.io import read_instances
 from grace_lightning.link import Linker
-from grace_lightning.metrics import Truth, counted, overlap, true_filaments
+from grace_lightning.metrics import Predicted, Truth, counted, overlap, true_filaments
 from grace_lightning.module import GraceModule, Prediction, gather
+
+CURVES, MICROGRAPH, FILAMENTS = 450, 800, 640
+"""Pixels, widths of the pictures."""
 
 Drawn = Iterator[tuple[str, figures.Jpeg]]
 
@@ -42,7 +46,7 @@ class Figures(pl.Callback):
     max_images : the most that are drawn
     """
 
-    def __init__(self, link: Linker, every_n_epochs: int = 40, max_images: int = 4) -> None:
+    def __init__(self, link: Linker, every_n_epochs: int = 100, max_images: int = 4) -> None:
         if every_n_epochs < 1 or max_images < 0:
             found = f"callbacks.figures.every_n_epochs: {every_n_epochs}, callbacks.figures.max_images: {max_images}"
             raise InputError(f"{found}, expected 1 or more, and 0 or more; callbacks.figures=null for no pictures")
@@ -91,24 +95,17 @@ class Figures(pl.Callback):
         outcomes = gather(predictions)
         if not all(probability.isfinite().all() for probability, _ in outcomes.values()):
             return  # a training that diverged
-        yield "valid/confusion", figures.jpeg(figures.confusion_matrices(outcomes))
-        yield "valid/precision_recall", figures.jpeg(figures.precision_recall_curves(outcomes))
-        yield "valid/reliability", figures.jpeg(figures.reliability_diagram(outcomes))
-        for k, weights in enumerate(attended):
-            yield from self._of_image(self._image(trainer, k), predictions[k], weights)
+        images = [self._image(trainer, k) for k in range(len(attended))]
+        with ThreadPoolExecutor(1) as pool:  # the solver works while the rest is drawn
+            linked = pool.map(self._link, images, predictions)
+            yield from _of_set(outcomes)
+            for shown, prediction, weights in zip(images, predictions, attended, strict=False):
+                yield from _of_image(shown, prediction, weights)
+            for shown, predicted in zip(images, linked, strict=True):
+                yield _filaments(shown, predicted)
 
-    def _of_image(self, shown: _Shown, prediction: Prediction, weights: Tensor | None) -> Drawn:
-        (sample, truth), graph = shown, shown.sample.graph
-        node, edge = prediction.node_probability, prediction.edge_probability
-        picture = figures.probabilities(sample.image, graph, node, edge, title=sample.name, plain=False)
-        yield f"valid_graphs/{sample.name}", figures.jpeg(picture)
-        predicted = counted(prediction.filaments(self.link, graph))
-        exact = overlap(truth.nodes, [filament.nodes for filament in predicted])
-        picture = figures.filaments(sample.image, graph, predicted, truth, exact, title=sample.name)
-        yield f"valid_filaments/{sample.name}", figures.jpeg(picture)
-        if weights is not None:
-            picture = figures.attention(sample.image, graph, weights, title=sample.name)
-            yield f"valid_attention/{sample.name}", figures.jpeg(picture)
+    def _link(self, shown: _Shown, prediction: Prediction) -> list[Predicted]:
+        return counted(prediction.filaments(self.link, shown.sample.graph))
 
     def _image(self, trainer: pl.Trainer, number: int) -> _Shown:
         """The image and its true filaments; read once, not in every epoch."""
@@ -119,3 +116,28 @@ class Figures(pl.Callback):
             truth = true_filaments(sample.graph, sample.annotation, instances)
             self._shown[number] = _Shown(sample.replace(annotation=None), truth)
         return self._shown[number]
+
+
+def _of_set(outcomes: figures.Outcomes) -> Drawn:
+    """Pictures of all images together; one for each head, since TensorBoard shows them small."""
+    for head, outcome in outcomes.items():
+        yield f"valid_confusion/{head}", figures.jpeg(figures.confusion_matrices({head: outcome}), CURVES)
+    yield "valid_precision_recall/both", figures.jpeg(figures.precision_recall_curves(outcomes), CURVES)
+    for head, outcome in outcomes.items():
+        yield f"valid_reliability/{head}", figures.jpeg(figures.reliability_diagram({head: outcome}), CURVES)
+
+
+def _of_image(shown: _Shown, prediction: Prediction, weights: Tensor | None) -> Drawn:
+    sample, (node, edge) = shown.sample, (prediction.node_probability, prediction.edge_probability)
+    picture = figures.probabilities(sample.image, sample.graph, node, edge, title=sample.name, plain=False)
+    yield f"valid_graphs/{sample.name}", figures.jpeg(picture, MICROGRAPH)
+    if weights is not None:
+        picture = figures.attention(sample.image, sample.graph, weights, title=sample.name)
+        yield f"valid_attention/{sample.name}", figures.jpeg(picture, MICROGRAPH)
+
+
+def _filaments(shown: _Shown, predicted: list[Predicted]) -> tuple[str, figures.Jpeg]:
+    sample, truth = shown
+    exact = overlap(truth.nodes, [filament.nodes for filament in predicted])
+    picture = figures.filaments(sample.image, sample.graph, predicted, truth, exact, title=sample.name, stacked=True)
+    return f"valid_filaments/{sample.name}", figures.jpeg(picture, FILAMENTS)

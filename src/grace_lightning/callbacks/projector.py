@@ -6,6 +6,7 @@ from typing import cast
 
 import pytorch_lightning as pl
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from grace_lightning.callbacks.board import boards, evaluating, validation_graphs, validation_set
@@ -24,6 +25,9 @@ PATCH = 3.0
 
 SAMPLES = 32
 """Pixels to a side of that picture."""
+
+BLUR = 0.1
+"""Filament widths, deviation of the Gaussian that takes noise away there."""
 
 
 class Projector(pl.Callback):
@@ -76,6 +80,8 @@ class Projector(pl.Callback):
                 count = len(batch.node_label)
                 node = chosen[(chosen >= first) & (chosen < first + count)] - first
                 first += count
+                if not len(node):
+                    continue
                 states.append(module.node_states(batch).float().cpu()[node])
                 probability = module.predict_step(batch, 0)[0].node_probability[node]
                 label = [LABELS[Label(value)] for value in batch.node_label.cpu()[node].tolist()]
@@ -88,7 +94,9 @@ class Projector(pl.Callback):
         return torch.cat(states), rows, torch.cat(patches)
 
     def _patches(self, image: Tensor, pos: Tensor) -> Tensor:
-        """Patches around positions, of the image's contrast, 0 to 1."""
+        """Patches around positions, without the finest noise, of the image's contrast, 0 to 1."""
+        blur = BLUR * self.scale
+        image = torch.from_numpy(gaussian_filter(image.numpy(), (0, blur, blur), truncate=3))
         low, high = contrast(image)
         cut = node_patches(image, pos, size=PATCH * self.scale, samples=SAMPLES)
         return ((cut - low) / max(high - low, 1e-6)).clamp(0, 1)

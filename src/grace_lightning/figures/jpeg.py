@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-QUALITY = 88
+QUALITY = 80
 
 
 class Jpeg(NamedTuple):
@@ -18,10 +18,10 @@ class Jpeg(NamedTuple):
     width: int
 
 
-def jpeg(figure: Figure, max_width: int = 1000) -> Jpeg:
-    """A figure as it is saved, reduced to a width."""
+def jpeg(figure: Figure, width: int) -> Jpeg:
+    """A figure as it is saved, that many pixels wide."""
     wide, high = figure.get_size_inches()
-    dpi = min(figure.dpi, max_width / wide)
+    dpi = width / wide
     file = BytesIO()
     figure.savefig(file, format="jpeg", dpi=dpi, pil_kwargs={"quality": QUALITY})
-    return Jpeg(file.getvalue(), int(high * dpi), int(wide * dpi))
+    return Jpeg(file.getvalue(), int(high * dpi), width)
