@@ -522,7 +522,7 @@ KEYS: dict[str, tuple[Reader, Effect]] = {
     "scheduler_step": (_whole(1), _sets("scheduler.step_size", "step")),
     "scheduler_gamma": (_number(), _sets("scheduler.gamma", "step", "exponential")),
     "tensorboard_update_frequency": (_whole(1), _nothing("metrics are logged in every epoch")),
-    "valid_graph_ploter_frequency": (_whole(1), _nothing("the graphs are drawn at the end, into infer/")),
+    "valid_graph_ploter_frequency": (_whole(1), _sets("callbacks.figures.every_n_epochs", "default")),
     "animate_valid_progress": (_flag, _switch("callbacks.animation.every_n_epochs", 1)),
     "visualise_tsne_manifold": (_flag, _switch("callbacks.manifold.method", "tsne")),
     "metrics_classifier": (_items(str, "a list of names"), _metrics("classifier")),

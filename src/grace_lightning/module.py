@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
@@ -22,7 +22,7 @@ from grace_lightning.errors import InputError, LossError
 from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Graph, Label
 from grace_lightning.link import Filaments, Linker
-from grace_lightning.metrics import EpochOutcomes, classification, confusion_matrix, fit_temperature
+from grace_lightning.metrics import EpochOutcomes, classification, fit_temperature
 from grace_lightning.models import Logits
 
 CHECKPOINT_KEY = "grace_lightning"
@@ -59,6 +59,14 @@ class Prediction(NamedTuple):
         """What ``linker`` makes of the probabilities; those of links count where they are known, or else of edges."""
         edge = self.edge_probability if self.link_probability is None else self.link_probability
         return linker(graph.pos, graph.edges, self.node_probability, edge, self.end_probability)
+
+
+def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Probabilities and labels of all ``nodes`` and of all ``edges``."""
+    return {
+        "nodes": (torch.cat([p.node_probability for p in predictions]), torch.cat([p.node_label for p in predictions])),
+        "edges": (torch.cat([p.edge_probability for p in predictions]), torch.cat([p.edge_label for p in predictions])),
+    }
 
 
 def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -328,7 +336,8 @@ class GraceModule(pl.LightningModule):
         self.log_dict(
             {f"{stage}/{head}_loss": mean for head, mean in zip(HEADS, means[1:], strict=True)}, sync_dist=True
         )
-        shown: dict[str, float] = {"epoch": self.current_epoch}
+        self.log("step", float(self.current_epoch), sync_dist=True)  # Lightning's name for the loggers' x axis
+        shown: dict[str, float] = {}
         monitored: dict[str, float] = {}
         for index, head in enumerate(HEADS):
             metric = self._metric(stage, head)
@@ -337,9 +346,7 @@ class GraceModule(pl.LightningModule):
             if stage == "valid":  # every checkpoint has the temperatures that its own weights need
                 self.temperature[index] = fit_temperature(margins, label)
             probability = margins.sigmoid()
-            scores, confusion = classification(probability, label), confusion_matrix(probability, label)
-            counts = zip(("tn", "fp", "fn", "tp"), confusion.flatten().tolist(), strict=True)
-            shown |= {f"{stage}/{head}_confusion_{name}": count for name, count in counts}
+            scores = classification(probability, label)
             values = {f"{stage}/{head}_{name}": float("nan") if v is None else v for name, v in scores.items()}
             (monitored if stage == "valid" else shown).update(values)
         if stage == "valid":
@@ -347,7 +354,7 @@ class GraceModule(pl.LightningModule):
             monitored["valid/average_precision"] = fmean([p for p in precisions if not math.isnan(p)] or [math.nan])
         self.log_dict(monitored, sync_dist=True)  # equal in all processes
         for logger in self.loggers:
-            logger.log_metrics(shown, step=self.global_step)
+            logger.log_metrics(shown, step=self.current_epoch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimiser and schedule."""

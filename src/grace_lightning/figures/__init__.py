@@ -9,16 +9,21 @@ from grace_lightning.figures.curves import (
     reliability_diagram,
     roc_curves,
 )
+from grace_lightning.figures.jpeg import Jpeg, jpeg
 from grace_lightning.figures.manifold import manifold
-from grace_lightning.figures.micrographs import filaments, probabilities, probability_colours
+from grace_lightning.figures.micrographs import attention, contrast, filaments, probabilities, probability_colours
 from grace_lightning.figures.overview import overview, thumbnail
 from grace_lightning.figures.style import pixels
 
 __all__ = [
+    "Jpeg",
     "Outcomes",
+    "attention",
     "confusion_matrices",
+    "contrast",
     "filaments",
     "iou_histogram",
+    "jpeg",
     "manifold",
     "overview",
     "pixels",

@@ -110,6 +110,7 @@ def reliability_diagram(outcomes: Outcomes) -> Figure:
         above.legend(loc="upper left")
         below.bar((np.arange(bins) + 0.5) / bins, found.size.numpy(), width=1 / bins, color=BLUE, edgecolor="white")
         below.set_yscale("symlog", linthresh=1)
+        below.minorticks_off()
         below.set(xlabel="predicted probability", ylabel=f"number of {head}")
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,13 @@ def probability_colours() -> NDArray[np.uint8]:
 
 
 def probabilities(
-    image: Tensor, graph: Graph, node_probability: Tensor, edge_probability: Tensor, title: str = ""
+    image: Tensor,
+    graph: Graph,
+    node_probability: Tensor,
+    edge_probability: Tensor,
+    title: str = "",
+    *,
+    plain: bool = True,
 ) -> Figure:
     """The micrograph, and the same under its graph coloured by probability.
 
@@ -50,12 +57,15 @@ def probabilities(
     graph : its graph
     node_probability, edge_probability : (N,) and (E,) float32
     title : written above
+    plain : whether the micrograph is shown beside it as it is; without, the figure is small, and its writing large
     """
     height, width = image.shape[1:]
     aspect = height / width
-    figure = Figure(figsize=(13, 6.0 * aspect + 0.4), dpi=100, layout="constrained")
-    plain, drawn = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes in (plain, drawn):
+    figure = Figure(
+        figsize=(13, 6.0 * aspect + 0.4) if plain else (5.4, 4.6 * aspect + 0.3), dpi=100, layout="constrained"
+    )
+    *others, drawn = figure.subplots(1, 2 if plain else 1, sharex=True, sharey=True, squeeze=False)[0]
+    for axes in (*others, drawn):
         _micrograph(axes, image)
     colours, scale = COLOURS, Normalize(0, 1)
     kept = edge_probability > 0.5
@@ -66,14 +76,57 @@ def probabilities(
     order = node_probability.argsort()
     x, y = graph.pos[order].T.numpy()
     drawn.scatter(x, y, c=node_probability[order].numpy(), cmap=colours, norm=scale, s=7, linewidths=0)
-    plain.set_title(title)
-    drawn.set_title("nodes and edges above one half")
+    above = "nodes and edges above one half"
+    if others:
+        others[0].set_title(title)
+    drawn.set_title(above if others or not title else f"{title}: {above}", fontsize=None if others else 10)
     figure.colorbar(ScalarMappable(scale, colours), ax=drawn, label="probability", fraction=0.04, pad=0.01)
     return figure
 
 
+def attention(image: Tensor, graph: Graph, weights: Tensor, title: str = "") -> Figure:
+    """What each head of an attention layer looks at: the micrograph under its edges, coloured by their weights.
+
+    Parameters
+    ----------
+    image : (1, H, W) float32
+    graph : its graph
+    weights : (E, heads) float32, 0 to 1
+    title : written above
+    """
+    height, width = image.shape[1:]
+    columns = math.ceil(math.sqrt(weights.shape[1]))
+    rows = math.ceil(weights.shape[1] / columns)
+    figure = Figure(
+        figsize=(2.7 * columns + 0.7, (2.7 * height / width + 0.3) * rows + 0.4), dpi=100, layout="constrained"
+    )
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    ends = graph.pos[graph.edges].transpose(0, 1).numpy()
+    colours, scale = "viridis", Normalize(0, 1)
+    for axes in panels.flat[weights.shape[1] :]:
+        axes.set_axis_off()
+    for head, (axes, weight) in enumerate(zip(panels.flat, weights.T, strict=False)):
+        _micrograph(axes, image, alpha=0.45)
+        order = weight.argsort()
+        lines = LineCollection(list(ends[order.numpy()]), cmap=colours, norm=scale, linewidths=1.2)
+        lines.set_array(weight[order].numpy())
+        axes.add_collection(lines)
+        axes.set_title(f"head {head + 1}", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    label = "attention: share in what a node is told"
+    figure.colorbar(ScalarMappable(scale, colours), ax=panels, label=label, fraction=0.03, pad=0.01)
+    return figure
+
+
 def filaments(
-    image: Tensor, graph: Graph, predicted: Sequence[Predicted], truth: Truth, overlap: Overlap, title: str = ""
+    image: Tensor,
+    graph: Graph,
+    predicted: Sequence[Predicted],
+    truth: Truth,
+    overlap: Overlap,
+    title: str = "",
+    *,
+    stacked: bool = False,
 ) -> Figure:
     """Predicted and true filaments side by side; those that match have one colour and one number.
 
@@ -86,10 +139,12 @@ def filaments(
     predicted, truth : the filaments
     overlap : of their nodes
     title : written above, with the scores
+    stacked : the predicted ones above the true ones instead, the figure small, and its writing large
     """
     height, width = image.shape[1:]
-    figure = Figure(figsize=(15, 7.2 * height / width + 1.2), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    size = (5.4, 10.8 * height / width + 1.4) if stacked else (15, 7.2 * height / width + 1.2)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    left, right = figure.subplots(*((2, 1) if stacked else (1, 2)), sharex=True, sharey=True)
     for axes in (left, right):
         _micrograph(axes, image, alpha=0.65)
     pos, edges = graph.pos.numpy(), graph.edges.numpy()
@@ -109,18 +164,25 @@ def filaments(
         for axes in (left, right):
             _number(axes, at, k)
     matched, left_over = len(pairs), len(predicted) - len(pairs)
-    left.set_title(f"predicted: {len(predicted)} filaments, {matched} matched, {left_over} without a match")
+    small = 9.5 if stacked else None
+    left.set_title(
+        f"predicted: {len(predicted)} filaments, {matched} matched, {left_over} without a match", fontsize=small
+    )
     missed = len(truth.nodes) - matched
-    right.set_title(f"true ({truth.source}): {len(truth.nodes)} filaments, {matched} matched, {missed} missed")
+    right.set_title(
+        f"true ({truth.source}): {len(truth.nodes)} filaments, {matched} matched, {missed} missed", fontsize=small
+    )
     scores = object_scores([overlap])
     listed = [("F1@0.5", scores["f1_50"]), ("mean best IoU", scores["mean_best_iou"])]
     values = ", ".join(f"{name} = {'undefined' if value is None else f'{value:.2f}'}" for name, value in listed)
-    figure.suptitle(f"{title}   {values}" if title else values, fontsize=13)
+    figure.suptitle(f"{title}   {values}" if title else values, fontsize=11 if stacked else 13)
     legend = [
         Line2D([], [], color=MATCHED[0], lw=3, label="matched: same colour and number on both sides"),
         Line2D([], [], color=UNMATCHED, lw=5, label="without a match: wide, no number"),
     ]
-    figure.legend(handles=legend, loc="outside lower center", ncols=2, frameon=False, fontsize=11)
+    figure.legend(
+        handles=legend, loc="outside lower center", ncols=1 if stacked else 2, frameon=False, fontsize=small or 11
+    )
     return figure
 
 
@@ -144,13 +206,13 @@ def _micrograph(axes: Any, image: Tensor, alpha: float = 1.0) -> None:
     height, width = image.shape[1:]
     step = max(1, round(max(height, width) / MAX_PIXELS))
     shown = image[0, ::step, ::step].numpy()
-    low, high = _contrast(image)
+    low, high = contrast(image)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.imshow(shown, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="antialiased", alpha=alpha)
     axes.set_axis_off()
 
 
-def _contrast(image: Tensor) -> tuple[float, float]:
+def contrast(image: Tensor) -> tuple[float, float]:
     """The 1st and 99th percentile of about 100,000 pixels."""
     pixels = image.flatten()
     pixels = pixels[:: max(1, len(pixels) // 100_000)]

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from grace_lightning.figures.micrographs import MAX_PIXELS, _contrast
+from grace_lightning.figures.micrographs import MAX_PIXELS, contrast
 
 COLOURS = (
     *("#ff5050", "#ffd92f", "#4dd964", "#40c4ff", "#ff9f1c", "#ee82ff"),
@@ -62,7 +62,7 @@ def overview(image: Tensor, size: Sequence[int], paths: Sequence[NDArray[Any]], 
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     image = _without_background(image)
-    low, high = _contrast(image)
+    low, high = contrast(image)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     high = max(high, low + 1e-6)
     axes.imshow(image[0].numpy(), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest")

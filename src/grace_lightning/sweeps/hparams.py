@@ -51,6 +51,8 @@ def conclude(trainer: pl.Trainer, config: dict[str, Any], results: dict[str, Any
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """The seed, the choices of :data:`NAMED`, and what the command line set; paths and loggers left out."""
+    if not HydraConfig.initialized():  # called from Python: nobody chose anything
+        return {"seed": config["seed"]}
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     shown: dict[str, Any] = {name: choices[name] for name in NAMED if name in choices} | {"seed": config["seed"]}

@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from grace_lightning import figures
 from grace_lightning.config import build
@@ -26,7 +25,7 @@ from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Sample
 from grace_lightning.link import Linker
 from grace_lightning.metrics import SCORES, Scores, calibration, classification
-from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, read_checkpoint
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, gather, read_checkpoint
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
 from grace_lightning.tasks.objects import (
     Objects,
@@ -196,14 +195,6 @@ def score(predictions: Sequence[Prediction]) -> Metrics:
         return {head: classification(*outcome) for head, outcome in gather(part).items()}
 
     return {**both(predictions), "images": {p.name: both([p]) for p in predictions}}
-
-
-def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Probabilities and labels of all ``nodes`` and of all ``edges``."""
-    return {
-        "nodes": (torch.cat([p.node_probability for p in predictions]), torch.cat([p.node_label for p in predictions])),
-        "edges": (torch.cat([p.edge_probability for p in predictions]), torch.cat([p.edge_label for p in predictions])),
-    }
 
 
 def score_calibration(module: GraceModule, predictions: Sequence[Prediction]) -> Metrics:
