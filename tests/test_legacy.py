@@ -73,6 +73,7 @@ EFFECTS = {
     "keep_edge_unknown_labels": {"data.keep_edge_unknown_labels": True},
     "extractor_fn": {"features._target_": "grace_lightning.features.Statistics"},
     "patch_size": {"features.patch": 3.2},
+    "valid_graph_ploter_frequency": {"callbacks.figures.every_n_epochs": 5},
     "laplacian": {"features.laplacian": True},
     "img_graph_augs": {"augment.random_flip": None, "augment.random_xy_translation.max_shift": 2.0},
     "img_graph_aug_params": {
