@@ -323,7 +323,7 @@ class TestConfigFile:
         pytest.importorskip("timm")
         torch.save(torch.nn.Linear(2, 2), "resnet18.pickle")
         Path("old.json").write_text('{"extractor_fn": "resnet18.pickle"}')
-        simulation = ["data.simulation.num_images={train: 1, valid: 1, infer: 0}"]
+        simulation = ["data.simulation.num_images={train: 1, valid: 1, infer: 1}"]
         result = run("train", "config_file=old.json", *simulation, "data.simulation.simulator.size=[256,256]")
         expect_refusal(result, r"resnet18.pickle holds Python objects.*torch.save\(model.state_dict\(\), FILE\)")
 
@@ -335,7 +335,7 @@ class TestLoggers:
         assert "tensorboard" not in out
         table = pd.read_csv("run/csv/metrics.csv")
         assert len(table["valid/edge_average_precision"].dropna()) == 2
-        assert table["lr-AdamW"].notna().any()
+        assert table["optimizer/learning_rate"].notna().any()
         assert not list(Path("run").glob("events.*"))
         assert sorted(p.name for p in Path().iterdir()) == ["run"]
 

@@ -22,7 +22,7 @@ from grace_lightning.callbacks.attention import attention
 from grace_lightning.callbacks.board import evaluating
 from grace_lightning.callbacks.charts import layout
 from grace_lightning.data import GraceDataModule, prepare
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, LossError
 from grace_lightning.features import Statistics
 from grace_lightning.io import write_grace
 from grace_lightning.link import Components
@@ -300,6 +300,7 @@ def test_a_training_that_diverged_is_not_drawn(folder, tmp_path):
         def on_validation_start(self, trainer, pl_module):
             next(pl_module.network.parameters()).data.fill_(torch.nan)
 
-    fit(folder, [Spoil(), *dashboards()], board(tmp_path), epochs=1)
+    with pytest.raises(LossError, match="the validation loss is nan"):
+        fit(folder, [Spoil(), *dashboards()], board(tmp_path), epochs=1)
     assert not events(tmp_path).Tags()["images"]
     assert not (tmp_path / "projector_config.pbtxt").exists()

@@ -91,9 +91,10 @@ def test_both_have_the_same_weights(folder, two):
 def test_curves_are_those_of_one_process_with_twice_the_batch(two, one):
     first, second = scalars(two[2]), scalars(one)
     assert first.keys() == second.keys()
-    for tag in first:  # over all images of both processes, each counted once
+    compared = [tag for tag in first if not tag.startswith("time/")]
+    for tag in compared:  # over all images of both processes, each counted once
         assert first[tag] == pytest.approx(second[tag], abs=1e-4, nan_ok=True), tag
-    assert any("confusion" in tag for tag in first)
+    assert any("average_precision" in tag for tag in compared)
 
 
 def test_one_of_them_speaks_and_writes(two):

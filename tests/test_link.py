@@ -381,7 +381,7 @@ def test_components_need_probable_nodes_and_edges():
 
 def test_repr_tells_the_parameters():
     assert repr(Components(min_nodes=3)) == "Components(threshold=0.5, min_nodes=3)"
-    assert repr(Programme()).startswith("Programme(scale=20.0, end_cost=5.0, ")
+    assert repr(Programme()).startswith("Programme(scale=20.0, end_cost=4.0, ")
 
 
 # ---- ends whose probability is known --------------------------------------------------------------------------------

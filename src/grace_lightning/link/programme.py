@@ -89,7 +89,7 @@ class Programme:
     def __init__(
         self,
         scale: float = 20.0,
-        end_cost: float = 5.0,
+        end_cost: float = 4.0,
         end_weight: float = 2.0,
         bend_cost: float = 20.0,
         turn_cost: float = 40.0,
