@@ -40,7 +40,7 @@ def add_picture(board: SummaryWriter, tag: str, picture: figures.Jpeg, epoch: in
     image = Summary.Image(
         height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.content
     )
-    file_writer = board._get_file_writer()  # type: ignore[no-untyped-call]
+    file_writer = board._get_file_writer()  # type: ignore[no-untyped-call]  # torch's has no types
     file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), epoch)
 
 

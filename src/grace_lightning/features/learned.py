@@ -164,7 +164,8 @@ class Learned(nn.Module):
         chunks = [slice(k, min(k + CHUNK, count)) for k in range(0, count, CHUNK)]
 
         def encode(rows: slice) -> Tensor:
-            return encoder(cut(rows))  # type: ignore[no-any-return]
+            encoded: Tensor = encoder(cut(rows))
+            return encoded
 
         if len(chunks) > 1 and torch.is_grad_enabled():
             return torch.cat([checkpoint(encode, rows, use_reentrant=False) for rows in chunks])

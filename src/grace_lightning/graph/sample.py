@@ -53,7 +53,8 @@ class Graph:
 
     pos: Tensor
     edges: Tensor
-    node_label: Tensor = field(default=None)  # type: ignore[assignment]  # filled below, never None afterwards
+    # None where not given: filled in __post_init__, never None afterwards
+    node_label: Tensor = field(default=None)  # type: ignore[assignment]
     edge_label: Tensor = field(default=None)  # type: ignore[assignment]
     confidence: Tensor = field(default=None)  # type: ignore[assignment]
     embedding: Tensor | None = None

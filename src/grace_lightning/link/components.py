@@ -43,7 +43,7 @@ class Components:
         edge_probability: Array,
         end_probability: Array | None = None,
     ) -> Filaments:
-        """Link one image; arguments and errors as those of :class:`grace_lightning.link.Programme`."""
+        """Link one image; arguments and errors as for :class:`grace_lightning.link.Programme`; ends do not count."""
         given = scored(pos, edges, node_probability, edge_probability)
         positive = given.node_probability >= self.threshold
         keep = (given.edge_probability >= self.threshold) & positive[given.edges].all(axis=0)

@@ -49,7 +49,7 @@ class Programme:
     g_e, g_v     log-odds of the edge's and the node's probability, at most ``max_edge_gain`` and ``max_node_gain``
     b_ef         ``bend_cost`` tan^2(bend / 2) / (1 + blur), the bend in [0, 180) degrees; blur is the mean of
                  (half a filament's width / length)^2 of the two edges, as jitter turns short edges most
-    t            ``end_cost``
+    t            ``end_cost``, or what the probability of an end says
     k_v          ``crossing_cost``, or -g_v where that is more: an improbable node is no cheaper the second time
     ===========  ==================================================================================================
 
