@@ -24,6 +24,7 @@ from rich.table import Table
 
 from grace_lightning import Predictor, figures, io
 from grace_lightning.config import config_dir
+from grace_lightning.module import Prediction
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks.predict import predict
 from grace_lightning.tasks.results import Export, Micrograph, write_results
@@ -54,9 +55,8 @@ def parts(predictor: Predictor, image: Path, out_dir: Path, times: Times) -> Non
     pixels = timed("read", lambda: io.read_image(image))
     pos = torch.tensor(io.read_detections(image.with_suffix(".h5"))[["x", "y"]].to_numpy(np.float32))
     prepared = timed("graph, flattened image", lambda: predictor.prepare(pixels, pos))
-    probabilities = timed("features, network", lambda: network(predictor, prepared))
-    graph = prepared.graph
-    timed("link", lambda: predictor.linker(graph.pos, graph.edges, *probabilities))
+    prediction = timed("features, network", lambda: network(predictor, prepared))
+    timed("link", lambda: prediction.filaments(predictor.linker, prepared.graph))
     findings = predictor.find(prepared)
     picture = timed("draw", lambda: figures.thumbnail(pixels))
     micrograph = Micrograph(image.stem, image.name, tuple(pixels.shape[1:]), picture, 4.0)
@@ -72,10 +72,9 @@ def parts(predictor: Predictor, image: Path, out_dir: Path, times: Times) -> Non
 
 
 @torch.no_grad()
-def network(predictor: Predictor, prepared: Any) -> tuple[torch.Tensor | None, ...]:
-    """Probabilities of nodes, edges and ends."""
-    prediction = predictor.module.predict_step(prepared.data, 0)[0]
-    return prediction.node_probability, prediction.edge_probability, prediction.end_probability
+def network(predictor: Predictor, prepared: Any) -> Prediction:
+    """Its probabilities."""
+    return predictor.module.predict_step(prepared.data, 0)[0]
 
 
 def command(checkpoint: Path, image_dir: Path, out_dir: Path) -> tuple[float, float]:

@@ -437,6 +437,42 @@ def test_a_likely_end_has_to_be_a_probability():
         Programme()(pos, edges, np.ones(3), np.ones(2), np.ones(2))
 
 
+def shared(further, ends=(0, 19), num_nodes=20):
+    """A row of nodes, and the probabilities that a second filament, a third, ... passes them."""
+    pos = line(num_nodes, (0, 0), (20, 0)).astype(np.float32)
+    edges = np.stack([np.arange(num_nodes - 1), np.arange(1, num_nodes)])
+    end = np.full(num_nodes, 0.02)
+    end[list(ends)] = 0.95
+    found = Programme()(pos, edges, np.full(num_nodes, 0.95), np.full(num_nodes - 1, 0.95), end, further)
+    return sorted(sorted(nodes.tolist()) for nodes in found.nodes)
+
+
+def test_so_many_filaments_run_in_one_another_as_are_probable():
+    whole = list(range(20))
+    never, always = np.full(20, 0.02), np.full(20, 0.98)
+    assert shared(None) == [whole]
+    assert shared(np.stack([never, never], axis=1)) == [whole]
+    assert shared(np.stack([always, never], axis=1)) == [whole] * 2
+    assert shared(always[:, None]) == [whole] * 2
+    assert shared(np.stack([always, always], axis=1)) == [whole] * 3
+
+
+def test_a_filament_that_runs_in_another_ends_where_a_second_one_is_no_longer_probable():
+    second = np.where(np.arange(20) < 12, 0.98, 0.02)[:, None]
+    one, other = shared(second, ends=(0, 11, 19))
+    assert other == list(range(20))
+    assert one[0] == 0
+    assert abs(one[-1] - 11) <= 1
+    assert one == list(range(len(one)))
+
+
+def test_further_filaments_have_to_be_probable_per_node():
+    with pytest.raises(InputError, match=r"further_probability 3: -1.0, expected a probability from 0 to 1"):
+        shared(np.where(np.arange(20) == 3, -1.0, 0.5)[:, None])
+    with pytest.raises(InputError, match=r"further_probability: shape \(20,\), expected \(20, 1\)"):
+        shared(np.ones(20))
+
+
 def test_large_parts_do_without_their_least_probable_edges():
     """A part of 3,000 nodes: its chains, of edges at .95, stay; the rungs between, at .06, are not asked for."""
     chains = [line(1000, (0, y), (20, 0)) for y in (0, 60, 120)]

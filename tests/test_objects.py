@@ -28,7 +28,7 @@ def sample(annotation=ANNOTATION):
 
 
 def found(probability=ONES, annotation=ANNOTATION, instances=None, brush=5.0):
-    prediction = Prediction("a", *probability, None, None, torch.ones(12), torch.ones(10))
+    prediction = Prediction("a", *probability, None, None, None, None, torch.ones(12), torch.ones(10))
     source = Source("a", "a.png", instances=instances)
     return find_objects(sample(annotation), source, prediction, Components(), brush)
 
@@ -88,7 +88,7 @@ def test_renumbering_the_nodes_changes_no_score():
     renumbered = torch.stack([by_ends[frozenset(ends)] for ends in order[graph.edges].T.tolist()])
     source, linker = Source("a", "a.png"), Components(threshold=0.3)
     scores = [
-        score_objects([find_objects(s, source, Prediction("a", *p, None, None, None, None), linker, 4.0)])
+        score_objects([find_objects(s, source, Prediction("a", *p, None, None, None, None, None, None), linker, 4.0)])
         for s, p in ((drawn, (node, edge)), (drawn.replace(graph=graph), (node[order], renumbered)))
     ]
     assert scores[0]["exact"]["f1_50"] is not None

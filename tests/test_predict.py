@@ -634,7 +634,7 @@ def test_importing_the_package_is_quick():
 def test_filaments_are_those_that_evaluation_scores(checkpoint, simulated):
     """The linker is given the same, the learned ends too."""
     predictor = Predictor.from_checkpoint(checkpoint)
-    predictor.module.knows_filaments.fill_(True)
+    predictor.module.learned.fill_(True)
     source = io.Source(NAMES[0], simulated / f"{NAMES[0]}.mrc", None, simulated / f"{NAMES[0]}.h5")
     dataset = GraceDataset([source], io.read_sample, predictor.module.features)
     with torch.no_grad():
@@ -644,6 +644,7 @@ def test_filaments_are_those_that_evaluation_scores(checkpoint, simulated):
     found = predictor(io.read_image(source.image), io.read_detections(source.detections)[["x", "y"]]).filaments
     assert scored.end_probability is not None
     assert scored.link_probability is not None
+    assert scored.third_probability is not None
     assert [nodes.tolist() for nodes in found.nodes] == [nodes.tolist() for nodes in expected.nodes]
 
 

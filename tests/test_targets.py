@@ -81,6 +81,18 @@ class TestLinks:
         cut = with_targets(sample(graph, annotation), {"1": np.arange(2), "2": np.arange(2, 6)}).graph
         assert cut.link_label.tolist() == [1, 0, 1, 1, 1]
 
+    def test_instances_tell_how_many_filaments_pass_a_node(self):
+        graph = chain(row(10, 5, 15, 25, 35, 45))
+        graph = Graph(graph.pos, graph.edges, torch.tensor([1, 1, 1, 1, 0]), graph.edge_label)
+        instances = {"1": np.arange(3), "2": np.arange(1, 5), "3": np.array([2, 3]), "alone": np.array([0])}
+        annotated = sample(graph, torch.ones(20, 60, dtype=torch.int64))
+        assert with_targets(annotated, instances).graph.passes.tolist() == [1, 2, 3, 2, -1]
+
+    def test_numbers_do_not(self):
+        annotation = torch.ones(20, 60, dtype=torch.int64)
+        annotation[:, 30:] = 2
+        assert with_targets(sample(chain(row(10, 5, 15, 45)), annotation)).graph.passes.tolist() == [-1] * 3
+
     @pytest.mark.parametrize("number", [0, 1])
     def test_a_binary_annotation_tells_no_filaments_apart(self, number):
         graph = chain(row(10, 5, 15, 25))

@@ -20,13 +20,15 @@ class Logits(NamedTuple):
     """What a network says, (N, 2) or (E, 2) each.
 
     ``node`` and ``edge``: do they lie on a filament? ``end``: does one end at the node? ``link``: does one and the same
-    go from the edge's one end to the other?
+    go from the edge's one end to the other? ``second``, ``third``: do two or more, three or more pass the node?
     """
 
     node: Tensor
     edge: Tensor
     end: Tensor
     link: Tensor
+    second: Tensor
+    third: Tensor
 
 
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
@@ -115,6 +117,8 @@ class _NodeEdgeNetwork(nn.Module):
         self.edge_head = mlp([2 * widths[-1] + hidden[0], *dense, 2], dropout)
         self.end_head = mlp([widths[-1], *dense, 2], dropout)
         self.link_head = mlp([2 * widths[-1] + hidden[0], *dense, 2], dropout)
+        self.second_head = mlp([widths[-1], *dense, 2], dropout)
+        self.third_head = mlp([widths[-1], *dense, 2], dropout)
 
     def convolution(self, width_in: int, width_out: int, edge_width: int) -> nn.Module:
         raise NotImplementedError
@@ -139,7 +143,14 @@ class _NodeEdgeNetwork(nn.Module):
             h = block(h, directed, directed_h)
         h = self.node_norm(h)
         around = torch.cat([pair(h, edges), edge_h], dim=1)
-        return Logits(self.node_head(h), self.edge_head(around), self.end_head(h), self.link_head(around))
+        return Logits(
+            self.node_head(h),
+            self.edge_head(around),
+            self.end_head(h),
+            self.link_head(around),
+            self.second_head(h),
+            self.third_head(h),
+        )
 
 
 def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
@@ -244,6 +255,8 @@ class MPNN(nn.Module):
         self.edge_head = nn.Sequential(nn.LayerNorm(3 * width), mlp([3 * width, *dense, 2], dropout))
         self.end_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
         self.link_head = nn.Sequential(nn.LayerNorm(3 * width), mlp([3 * width, *dense, 2], dropout))
+        self.second_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
+        self.third_head = nn.Sequential(nn.LayerNorm(width), mlp([width, *dense, 2], dropout))
 
     def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> Logits:
         """Logits of nodes and edges from (N, F) features, (2, E) undirected edges and (E, G) features."""
@@ -253,7 +266,14 @@ class MPNN(nn.Module):
             directed, directed_h = both_ways(edges, edge_h)
             h = h + update_nodes(torch.cat([h, around_nodes(directed[1], directed_h, len(h))], dim=1))
         around = torch.cat([pair(h, edges), edge_h], dim=1)
-        return Logits(self.node_head(h), self.edge_head(around), self.end_head(h), self.link_head(around))
+        return Logits(
+            self.node_head(h),
+            self.edge_head(around),
+            self.end_head(h),
+            self.link_head(around),
+            self.second_head(h),
+            self.third_head(h),
+        )
 
 
 def _update(width_in: int, width: int, dropout: float) -> nn.Module:

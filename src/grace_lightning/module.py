@@ -29,6 +29,7 @@ CHECKPOINT_KEY = "grace_lightning"
 """Where a checkpoint keeps the resolved configuration it was trained with."""
 
 HEADS = Logits._fields
+EDGE_HEADS = ("edge", "link")
 
 Heads = dict[str, Tensor]
 
@@ -44,6 +45,8 @@ class Prediction(NamedTuple):
     node_probability, edge_probability : (N,) and (E,) float32, of the positive class
     end_probability : (N,) float32, that a filament ends at a node of one; None where that was never learned
     link_probability : (E,) float32, that one filament goes from the edge's one end to the other; None likewise
+    second_probability, third_probability : (N,) float32, that two filaments or more, or three or more, pass a node of
+        one; None likewise
     node_label, edge_label : (N,) and (E,) int64
     """
 
@@ -52,13 +55,17 @@ class Prediction(NamedTuple):
     edge_probability: Tensor
     end_probability: Tensor | None
     link_probability: Tensor | None
+    second_probability: Tensor | None
+    third_probability: Tensor | None
     node_label: Tensor
     edge_label: Tensor
 
     def filaments(self, linker: Linker, graph: Graph) -> Filaments:
         """What ``linker`` makes of the probabilities; those of links count where they are known, or else of edges."""
         edge = self.edge_probability if self.link_probability is None else self.link_probability
-        return linker(graph.pos, graph.edges, self.node_probability, edge, self.end_probability)
+        further = [p for p in (self.second_probability, self.third_probability) if p is not None]
+        more = torch.stack(further, dim=1) if further else None
+        return linker(graph.pos, graph.edges, self.node_probability, edge, self.end_probability, more)
 
 
 def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -156,7 +163,7 @@ class GraceModule(pl.LightningModule):
     network : turns these and the edges into :class:`grace_lightning.models.Logits`
     optimizer : makes the optimiser from the parameters; not needed for prediction
     scheduler : makes the learning rate schedule from the optimiser, stepped once per epoch; None keeps the rate
-    node_weight, edge_weight, end_weight, link_weight : of the four cross-entropies in the loss
+    node_weight, edge_weight, end_weight, link_weight, second_weight, third_weight : of the cross-entropies in the loss
     class_weights : ``balanced`` weighs classes inversely to their frequency in the training set; None equally
     config : the resolved configuration, plain containers, kept in the checkpoint
     augment : applied, in training, to patches that the features cut on the device
@@ -164,7 +171,7 @@ class GraceModule(pl.LightningModule):
 
     node_class_weight: Tensor
     edge_class_weight: Tensor
-    knows_filaments: Tensor
+    learned: Tensor
     temperature: Tensor
 
     def __init__(
@@ -177,6 +184,8 @@ class GraceModule(pl.LightningModule):
         edge_weight: float = 1.0,
         end_weight: float = 2.0,
         link_weight: float = 0.5,
+        second_weight: float = 1.0,
+        third_weight: float = 0.5,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
         augment: PatchAugmentation | None = None,
@@ -186,15 +195,16 @@ class GraceModule(pl.LightningModule):
         self.network = network
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.loss_weight = {"node": node_weight, "edge": edge_weight, "end": end_weight, "link": link_weight}
+        weights = (node_weight, edge_weight, end_weight, link_weight, second_weight, third_weight)
+        self.loss_weight = dict(zip(HEADS, weights, strict=True))
         self.class_weights = class_weights
         self.config = config or {}
         self.augment = augment
         self.register_buffer("node_class_weight", torch.ones(2))
         self.register_buffer("edge_class_weight", torch.ones(2))
-        self.register_buffer("knows_filaments", torch.tensor(False))
+        self.register_buffer("learned", torch.zeros(len(HEADS), dtype=torch.bool))
         self.register_buffer("temperature", torch.ones(len(HEADS)))
-        # by stage, since validation runs inside a training epoch: five losses and the number of images of each step
+        # by stage, since validation runs inside a training epoch: the losses and the number of images of each step
         self._losses: dict[str, list[Tensor]] = {"train": [], "valid": []}
         self._names: dict[str, list[list[str]]] = {"train": [], "valid": []}
         self._latest: _Arriving | None = None
@@ -204,24 +214,22 @@ class GraceModule(pl.LightningModule):
 
     def fit_to(self, prepared: Iterable[GraphData]) -> None:
         """Take the scale of the features and the class weights from the training set, not augmented."""
-        nodes, edges, ends = torch.zeros(3, 2, dtype=torch.int64)
+        counts = torch.zeros(len(HEADS), 2, dtype=torch.int64)
         for data in prepared:
             self.features.update_scale(data)  # type: ignore[operator]
-            nodes += class_counts(data.node_label)
-            edges += class_counts(data.edge_label)
-            ends += class_counts(data.end_label)
-        self.knows_filaments.fill_(bool((ends > 0).all()))
+            counts += torch.stack([class_counts(data[f"{head}_label"]) for head in HEADS])
+        self.learned.copy_((counts > 0).all(dim=1))
         if self.class_weights == "balanced":
-            self.node_class_weight.copy_(balanced_weights(nodes))
-            self.edge_class_weight.copy_(balanced_weights(edges))
+            self.node_class_weight.copy_(balanced_weights(counts[HEADS.index("node")]))
+            self.edge_class_weight.copy_(balanced_weights(counts[HEADS.index("edge")]))
 
     def forward(self, data: GraphData) -> Heads:
-        """Logits by head: ``node`` (N, 2), ``edge`` (E, 2), ``end`` (N, 2), ``link`` (E, 2), in float32."""
+        """Logits by head, in float32: (E, 2) for ``edge`` and ``link``, (N, 2) for the others."""
         x, edge_x = self.features(data, self.augment if self.training else None)
         if not data.has_subgraphs:
             logits = self.network(x, data.edge_index, edge_x)
             return {head: value.float() for head, value in logits._asdict().items()}
-        node, edge, end, link = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
+        seen: Logits = self.network(x[data.member_node], data.member_edges, edge_x[data.member_edge])
         is_centre = data.member_node == data.member_centre
         touches = is_centre[data.member_edges].any(dim=0)
         # Every edge touches a centre twice, once in the neighbourhood of either end.
@@ -230,8 +238,10 @@ class GraceModule(pl.LightningModule):
         def mean(logits: Tensor) -> Tensor:
             return logits.new_zeros(len(edge_x), 2).index_add(0, row, logits[touches] / 2)
 
-        nodes = {"node": node[is_centre].float(), "end": end[is_centre].float()}
-        return {**nodes, "edge": mean(edge.float()), "link": mean(link.float())}
+        return {
+            head: mean(value.float()) if head in EDGE_HEADS else value[is_centre].float()
+            for head, value in seen._asdict().items()
+        }
 
     def node_states(self, data: GraphData) -> Tensor:
         """What the network's ``node_head`` is given of each node, (N, F)."""
@@ -292,18 +302,17 @@ class GraceModule(pl.LightningModule):
     def predict_step(self, batch: GraphData, batch_idx: int) -> list[Prediction]:
         """Calibrated probabilities of the images of one batch, on the CPU."""
         logits = self(batch)
-        sizes = {"node": batch.nodes_per_image, "edge": batch.edges_per_image}
-        sizes |= {"end": sizes["node"], "link": sizes["edge"]}
-        temperatures = zip(HEADS, self.temperature, strict=True)
+        nodes, edges = batch.nodes_per_image, batch.edges_per_image
         columns: list[tuple[Tensor, list[int]]] = [
-            (torch.sigmoid(margin(logits[head]) / t), sizes[head]) for head, t in temperatures
+            (torch.sigmoid(margin(logits[head]) / t), edges if head in EDGE_HEADS else nodes)
+            for head, t in zip(HEADS, self.temperature, strict=True)
         ]
-        columns += [(batch.node_label, sizes["node"]), (batch.edge_label, sizes["edge"])]
-        parts = [torch.split(column.cpu(), size) for column, size in columns]
-        found = [Prediction(*image) for image in zip(batch.name, *parts, strict=True)]
-        if self.knows_filaments:
-            return found
-        return [prediction._replace(end_probability=None, link_probability=None) for prediction in found]
+        columns += [(batch.node_label, nodes), (batch.edge_label, edges)]
+        parts: list[Sequence[Tensor | None]] = [torch.split(column.cpu(), size) for column, size in columns]
+        for index, head in enumerate(HEADS):
+            if not self.learned[index] and head not in ("node", "edge"):
+                parts[index] = [None] * len(batch.name)
+        return [Prediction(*image) for image in zip(batch.name, *parts, strict=True)]
 
     def on_train_epoch_start(self) -> None:
         """Forget what a validation or an epoch that was broken off left behind."""

@@ -47,7 +47,12 @@ def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None, ad
     negative = torch.from_numpy(apart) & (edge_label == Label.TRUE_POSITIVE)
     link_label = torch.where(negative, Label.TRUE_NEGATIVE.value, edge_label)
     end_label = end_labels(graph.pos, graph.node_label, truth.nodes)
-    return sample.replace(graph=replace(graph, end_label=end_label, link_label=link_label))
+    targets = {"end_label": end_label, "link_label": link_label}
+    if instances is not None:
+        members = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *truth.nodes]))
+        passes = torch.bincount(members, minlength=graph.num_nodes)
+        targets["passes"] = torch.where(graph.node_label == Label.TRUE_POSITIVE, passes, -1)
+    return sample.replace(graph=replace(graph, **targets))
 
 
 def _share(filaments: list[Ints], graph: Graph) -> Bools:

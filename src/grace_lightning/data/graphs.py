@@ -6,10 +6,13 @@ import copy
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch_geometric.data import Data
 
 from grace_lightning.features import FeatureKind, PatchAugmentation
 from grace_lightning.graph import Connection, Label, Sample, subgraphs
+
+LABELS = ("node_label", "edge_label", "end_label", "link_label", "second_label", "third_label")
 
 
 class GraphData(Data):
@@ -17,7 +20,7 @@ class GraphData(Data):
 
     Holds what the feature kind extracts (such as ``x`` (N, F) and ``edge_attr`` (E, G), raw), ``edge_index`` (2, E)
     with each undirected edge once, ``node_label`` (N,), ``edge_label`` (E,), ``end_label`` (N,),
-    ``link_label`` (E,), ``pos`` (N, 2) and ``name``.
+    ``link_label`` (E,), ``second_label`` and ``third_label`` (N,), ``pos`` (N, 2) and ``name``.
     With neighbourhoods also the ``member_*`` of :class:`grace_lightning.graph.Subgraphs`.
     """
 
@@ -65,7 +68,7 @@ class GraphData(Data):
     def without_labels(self) -> GraphData:
         """The same graph, everything in it UNKNOWN and itself not counted."""
         data = copy.copy(self)
-        for key in ("node_label", "edge_label", "end_label", "link_label"):
+        for key in LABELS:
             data[key] = torch.full_like(data[key], Label.UNKNOWN)
         data.counted = (0,)
         return data
@@ -99,6 +102,8 @@ def prepare(
         edge_label=graph.edge_label,
         end_label=graph.end_label,
         link_label=graph.link_label,
+        second_label=_at_least(2, graph.passes),
+        third_label=_at_least(3, graph.passes),
         pos=graph.pos,
         num_nodes=graph.num_nodes,
         name=sample.name,
@@ -111,3 +116,8 @@ def prepare(
         data.member_centre, data.member_node = parts.centre, parts.node
         data.member_edges, data.member_edge = parts.edges, parts.edge
     return data
+
+
+def _at_least(number: int, passes: Tensor) -> Tensor:
+    """Whether so many filaments pass a node, (N,) see :class:`Label`; UNKNOWN where none does."""
+    return torch.where(passes > 0, (passes >= number).long(), Label.UNKNOWN.value)

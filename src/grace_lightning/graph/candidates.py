@@ -64,5 +64,6 @@ def with_candidates(graph: Graph, max_length: float) -> tuple[Graph, Tensor]:
         embedding=graph.embedding,
         end_label=graph.end_label,
         link_label=torch.cat([graph.link_label, unknown])[rank],
+        passes=graph.passes,
     )
     return whole, rank >= graph.num_edges

@@ -43,6 +43,7 @@ class Graph:
     embedding : (N, F) float32 or None, features made elsewhere
     end_label : (N,) int64, whether a filament ends at a node; UNKNOWN where not given
     link_label : (E,) int64, whether one filament goes from the edge's one end to the other; UNKNOWN where not given
+    passes : (N,) int64, number of filaments through a node; -1 where not given
 
     Raises
     ------
@@ -60,6 +61,7 @@ class Graph:
     embedding: Tensor | None = None
     end_label: Tensor = field(default=None)  # type: ignore[assignment]
     link_label: Tensor = field(default=None)  # type: ignore[assignment]
+    passes: Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         nodes, edges = len(self.pos), self.edges.shape[-1]
@@ -68,12 +70,14 @@ class Graph:
         self._fill("confidence", torch.ones(nodes))
         self._fill("end_label", torch.full((nodes,), Label.UNKNOWN.value))
         self._fill("link_label", torch.full((edges,), Label.UNKNOWN.value))
+        self._fill("passes", torch.full((nodes,), -1))
         _expect("pos", self.pos, (None, 2), torch.float32)
         _expect("edges", self.edges, (2, None), torch.int64)
         _expect("node_label", self.node_label, (nodes,), torch.int64)
         _expect("edge_label", self.edge_label, (edges,), torch.int64)
         _expect("end_label", self.end_label, (nodes,), torch.int64)
         _expect("link_label", self.link_label, (edges,), torch.int64)
+        _expect("passes", self.passes, (nodes,), torch.int64)
         _expect("confidence", self.confidence, (nodes,), torch.float32)
         if self.embedding is not None:
             _expect("embedding", self.embedding, (nodes, None), torch.float32)
@@ -130,6 +134,7 @@ class Graph:
             embedding=None if self.embedding is None else self.embedding[keep],
             end_label=self.end_label[keep],
             link_label=self.link_label[inside],
+            passes=self.passes[keep],
         )
 
     def renumber(self, order: Tensor) -> Graph:
@@ -146,6 +151,7 @@ class Graph:
             embedding=None if self.embedding is None else self.embedding[order],
             end_label=self.end_label[order],
             link_label=self.link_label[rank],
+            passes=self.passes[order],
         )
 
 

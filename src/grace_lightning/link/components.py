@@ -42,8 +42,9 @@ class Components:
         node_probability: Array,
         edge_probability: Array,
         end_probability: Array | None = None,
+        further_probability: Array | None = None,
     ) -> Filaments:
-        """Link one image; arguments and errors as for :class:`grace_lightning.link.Programme`; ends do not count."""
+        """Link one image: see :class:`grace_lightning.link.Programme`; the last two arguments do not count."""
         given = scored(pos, edges, node_probability, edge_probability)
         positive = given.node_probability >= self.threshold
         keep = (given.edge_probability >= self.threshold) & positive[given.edges].all(axis=0)

@@ -68,8 +68,9 @@ class Linker(Protocol):
         node_probability: Array,
         edge_probability: Array,
         end_probability: Array | None = None,
+        further_probability: Array | None = None,
     ) -> Filaments:
-        """Filaments of (N, 2) positions in pixels, (2, E) edges, and (N,), (E,) and (N,) probabilities."""
+        """Filaments of (N, 2) positions in pixels, (2, E) edges, and (N,), (E,), (N,), (N, K) probabilities."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Scored:
     edges : (2, E) int64, first < second
     node_probability, edge_probability : (N,) and (E,) float64
     end_probability : (N,) float64 or None
+    further_probability : (N, K) float64 or None
     number : (N,) int64, what each node is called outside
     """
 
@@ -90,6 +92,7 @@ class Scored:
     node_probability: Floats
     edge_probability: Floats
     end_probability: Floats | None
+    further_probability: Floats | None
     number: Ints
 
     def outside(self, nodes: Sequence[Ints], beside: Sequence[Bools], closed: Sequence[bool]) -> Filaments:
@@ -106,7 +109,12 @@ class Scored:
 
 
 def scored(
-    pos: Array, edges: Array, node_probability: Array, edge_probability: Array, end_probability: Array | None = None
+    pos: Array,
+    edges: Array,
+    node_probability: Array,
+    edge_probability: Array,
+    end_probability: Array | None = None,
+    further_probability: Array | None = None,
 ) -> Scored:
     """Check what a linker is given, and sort it.
 
@@ -117,6 +125,7 @@ def scored(
     """
     xy, node, edge = (_array(a).astype(np.float64) for a in (pos, node_probability, edge_probability))
     end = np.full(len(xy), 0.5) if end_probability is None else _array(end_probability).astype(np.float64)
+    more = np.zeros((len(xy), 0)) if further_probability is None else _array(further_probability).astype(np.float64)
     ends = _array(edges).astype(np.int64)
     shapes = (
         ("pos", xy, (len(xy), 2)),
@@ -124,28 +133,30 @@ def scored(
         ("node_probability", node, (len(xy),)),
         ("edge_probability", edge, (ends.shape[-1],)),
         ("end_probability", end, (len(xy),)),
+        ("further_probability", more, (len(xy), more.shape[-1] if more.ndim > 1 else 1)),
     )
     for name, value, expected in shapes:
         if value.shape != expected:
             raise InputError(f"{name}: shape {value.shape}, expected {expected}")
     if not np.isfinite(xy).all():
         raise InputError(f"pos: node {np.flatnonzero(~np.isfinite(xy).all(axis=1))[0]} is not at finite pixels")
-    for name, value in (("node_probability", node), ("edge_probability", edge), ("end_probability", end)):
-        wrong = np.flatnonzero(~((value >= 0) & (value <= 1)))
-        if len(wrong):
-            raise InputError(f"{name} {wrong[0]}: {value[wrong[0]]}, expected a probability from 0 to 1")
+    for name, value, _ in shapes[2:]:
+        outside = np.argwhere(~((value >= 0) & (value <= 1)))
+        if len(outside):
+            raise InputError(f"{name} {outside[0, 0]}: {value[*outside[0]]}, expected a probability from 0 to 1")
     wrong = np.flatnonzero((ends < 0).any(axis=0) | (ends >= len(xy)).any(axis=0) | (ends[0] == ends[1]))
     if len(wrong):
         found = ends[:, wrong[0]].tolist()
         raise InputError(f"edge {wrong[0]}: joins {found}, expected two nodes from 0 to {len(xy) - 1}")
 
-    number = np.lexsort((end, node, xy[:, 1], xy[:, 0]))
+    number = np.lexsort((*more.T, end, node, xy[:, 1], xy[:, 0]))
     rank = np.empty_like(number)
     rank[number] = np.arange(len(number))
     ends = np.sort(rank[ends], axis=0)
     order = np.lexsort((edge, ends[1], ends[0]))
     ending = None if end_probability is None else end[number]
-    return Scored(xy[number], ends[:, order], node[number], edge[order], ending, number)
+    further = None if further_probability is None else more[number]
+    return Scored(xy[number], ends[:, order], node[number], edge[order], ending, further, number)
 
 
 def _array(value: Array) -> NDArray[np.generic]:

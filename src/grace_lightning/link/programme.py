@@ -27,6 +27,8 @@ OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a l
 SWALLOWED = 0.85  # share of a path's nodes near longer paths, from which on it is none of its own
 END_PRIOR = 1.0  # added to the log-odds against an end where its probability is known
 END_COSTS = (1.0, 10.0)  # the least and the most that an end costs then
+SHARE_PRIOR = 1.0  # the same, for the odds against a further filament
+MOST = 3  # filaments through one node
 LARGE = 2000  # nodes of a connected part, from which on only edges of twice the least probability enter it,
 PROBABLE = 0.2  # as long as the least is below this
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
@@ -72,7 +74,9 @@ class Programme:
     bend_cost : log-odds, of a right angle between two edges that are long against the jitter of the detections
     turn_cost : log-odds, of a right angle in the course of a path
     crossing_cost : log-odds, of a second filament through a node
-    share_cost : log-odds, of a second filament along one filament width of a path
+    share_cost : log-odds, of every further filament along one filament width of a path; where the probability p of
+        one is known, ``SHARE_PRIOR`` - logit p times ``share_weight``
+    share_weight : see ``share_cost``
     max_edge_gain, max_node_gain : log-odds, the most that one edge or node speaks for a path
     min_probability : edges below it are left out; nodes below it count as if they had it. Where more than ``LARGE``
         nodes hang together, it is doubled among them, once or twice, so that the time grows with the number of nodes
@@ -95,6 +99,7 @@ class Programme:
         turn_cost: float = 40.0,
         crossing_cost: float = 0.5,
         share_cost: float = 0.05,
+        share_weight: float = 0.2,
         max_edge_gain: float = 1.5,
         max_node_gain: float = 2.0,
         min_probability: float = 0.05,
@@ -105,7 +110,7 @@ class Programme:
         for name, value in {"bend_cost": bend_cost, "turn_cost": turn_cost}.items():
             expect(name, value, "more than 0", 0 < value < inf)
         costs = {"end_cost": end_cost, "end_weight": end_weight, "crossing_cost": crossing_cost}
-        costs["share_cost"] = share_cost
+        costs |= {"share_cost": share_cost, "share_weight": share_weight}
         gains = {"max_edge_gain": max_edge_gain, "max_node_gain": max_node_gain}
         for name, value in (costs | gains | {"max_gap": max_gap, "min_length": min_length}).items():
             expect(name, value, "0 or more", 0 <= value < inf)
@@ -119,6 +124,7 @@ class Programme:
         self.turn_cost = turn_cost
         self.crossing_cost = crossing_cost
         self.share_cost = share_cost
+        self.share_weight = share_weight
         self.max_edge_gain = max_edge_gain
         self.max_node_gain = max_node_gain
         self.min_probability = min_probability
@@ -133,6 +139,7 @@ class Programme:
         node_probability: Array,
         edge_probability: Array,
         end_probability: Array | None = None,
+        further_probability: Array | None = None,
     ) -> Filaments:
         """Link one image.
 
@@ -142,19 +149,23 @@ class Programme:
         edges : (2, E) int64, any candidates, each once
         node_probability, edge_probability : (N,) and (E,), of the positive class
         end_probability : (N,), that a filament that comes to a node ends there; None: every end costs ``end_cost``
+        further_probability : (N, K), that a second, a third, ... filament passes a node; None: it costs ``share_cost``
 
         Raises
         ------
         InputError
             Arrays that do not belong together, or probabilities outside 0 to 1.
         """
-        given = scored(pos, edges, node_probability, edge_probability, end_probability)
+        given = scored(pos, edges, node_probability, edge_probability, end_probability, further_probability)
         deadline = time.monotonic() + self.time_limit
         end_cost = np.full(len(given.pos), self.end_cost)
         if given.end_probability is not None:
-            odds = logit(np.clip(given.end_probability, SURE, 1 - SURE))
-            end_cost = np.clip(END_PRIOR - self.end_weight * odds, *END_COSTS)
+            end_cost = np.clip(END_PRIOR - self.end_weight * _log_odds(given.end_probability), *END_COSTS)
+        share_cost = np.full((len(given.pos), MOST - 1), self.share_cost)
+        if given.further_probability is not None:
+            share_cost = self.share_weight * (SHARE_PRIOR - _log_odds(given.further_probability))
         paths = without_overlaps(given.pos, self._paths(given, end_cost, deadline), OVERLAP * self.scale)
+        paths = self._not_swallowed(given, paths)
         paths, optimal = reconnect(
             given.pos,
             paths,
@@ -162,7 +173,7 @@ class Programme:
             end_cost=end_cost,
             turn_cost=self.turn_cost,
             gap_cost=GAP_COST,
-            share_cost=self.share_cost,
+            share_cost=share_cost,
             max_gap=self.max_gap,
             seconds=deadline - time.monotonic(),
         )
@@ -208,15 +219,19 @@ class Programme:
         return paths
 
     def _gain(self, probability: Floats) -> Floats:
-        gain: Floats = logit(np.clip(probability, max(self.min_probability, SURE), 1 - SURE))
-        return gain
+        return _log_odds(np.maximum(probability, self.min_probability))
+
+    def _not_swallowed(self, given: Scored, paths: list[Path]) -> list[Path]:
+        if not paths:
+            return paths
+        stay = not_swallowed(given.pos, paths, near(given.pos, paths, self.scale / 2), SWALLOWED)
+        return [paths[k] for k in stay]
 
     def _with_neighbours(self, given: Scored, paths: list[Path]) -> Filaments:
-        """Without swallowed paths, with the positive nodes beside those that stay."""
+        """With the positive nodes beside them."""
         if not paths:
             return given.outside([], [], [])
-        stay = not_swallowed(given.pos, paths, near(given.pos, paths, self.scale / 2), SWALLOWED)
-        paths = [(from_the_first(*paths[k]), paths[k][1]) for k in stay]
+        paths = [(from_the_first(nodes, closed), closed) for nodes, closed in paths]
         around = near(given.pos, paths, self.scale / 2).where(given.node_probability > POSITIVE)
         bounds = np.searchsorted(around.path, np.arange(len(paths) + 1))
         parts = [slice(a, b) for a, b in pairwise(bounds)]
@@ -233,6 +248,11 @@ class Programme:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
+def _log_odds(probability: Floats) -> Floats:
+    odds: Floats = logit(np.clip(probability, SURE, 1 - SURE))
+    return odds
 
 
 def _parts(edges: Ints, probability: Floats, num_nodes: int, least: float) -> Iterator[tuple[Ints, Ints]]:

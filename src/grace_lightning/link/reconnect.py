@@ -29,7 +29,7 @@ SHARP = 1.0  # the same of a right angle: sharper ones stay cut
 RING = 8.0  # filament widths of a piece at least, whose ends may be joined
 UNCUT = 1e-3  # log-odds, gained where a cut is undone
 LIKELY = 2.0  # log-odds: where an end costs less, a cut is not undone at a turn
-MOST = 3  # filaments through one piece
+SMOOTH = 1.0  # filament widths to either side, over which it is judged whether a further filament is probable
 ONE_ENDS = 0.1  # as if it were tan^2(turn / 2), where of two filaments through a piece one ends at it
 
 
@@ -41,7 +41,7 @@ def reconnect(
     end_cost: Floats,
     turn_cost: float,
     gap_cost: float,
-    share_cost: float,
+    share_cost: Floats,
     max_gap: float,
     seconds: float,
 ) -> tuple[list[Path], bool]:
@@ -50,17 +50,20 @@ def reconnect(
     Every piece is passed by one filament or by several; each goes on in one other piece at each end, or ends there. Of
     all ways, the one that costs least: of every end its cost, of every joint ``turn_cost`` times the sum of
     tan^2(turn / 2) from the one's course to the line across the gap and from there to the other's, and ``gap_cost``
-    times the square of the gap, of every filament but the first through a piece ``share_cost`` times its length. A cut
-    at a turn is undone where neither end is joined to another, unless the turn is sharp. Of filaments that share a
-    piece, those before it go on in those after it as straight as they can. Where two pieces are joined, nodes near the
-    ends and more than half a width off the line go.
+    times the square of the gap, of every filament but the first through a piece the mean of its nodes' ``share_cost``
+    times its length. Paths are also cut where a further filament begins to cost or to gain. A cut at a turn is undone
+    where neither end is joined to another, unless the turn is sharp. Of filaments that share a piece, those before it
+    go on in those after it as straight as they can. Where two pieces are joined, nodes near the ends and more than half
+    a width off the line go.
 
     Parameters
     ----------
     pos : (N, 2) float64, pixels
     scale : width of a filament, pixels
     end_cost : (N,) float64, log-odds, of an end at a node
-    turn_cost, gap_cost, share_cost : log-odds; the last two for one filament width
+    turn_cost, gap_cost : log-odds; the second for one filament width
+    share_cost : (N, K) float64, log-odds, of a second, a third, ... filament along one filament width of a path;
+        negative where it is probable
     max_gap : filament widths, between ends that may be joined
     seconds : to find the best way
 
@@ -68,13 +71,14 @@ def reconnect(
     -------
     the paths, and whether it is sure that there is no better way
     """
-    pieces, rings, cuts = _cut(pos, paths, scale)
+    pieces, rings, cuts = _cut(pos, paths, share_cost, scale)
     if not pieces:
         return rings, True
     ends = _ends(pos, pieces, scale)
     of_end = end_cost[np.array([p[0] for p in pieces] + [p[-1] for p in pieces])]
     joints = _joints(ends, of_end, cuts, scale, turn_cost=turn_cost, gap_cost=gap_cost, max_gap=max_gap)
-    passes, taken, optimal = _passes(joints, of_end, share_cost * ends.length / scale, seconds)
+    sharing = np.stack([share_cost[piece].mean(axis=0) for piece in pieces]) * (ends.length / scale)[:, None]
+    passes, taken, optimal = _passes(joints, of_end, sharing, seconds)
     strands, joined = _strands(ends, passes, joints.pairs[:, np.repeat(np.arange(len(taken)), taken)])
     several = _trimmed(pos, [pieces[k] for k in strands], strands, joined, ends, scale)
     return rings + [
@@ -85,7 +89,7 @@ def reconnect(
 # ---- cutting --------------------------------------------------------------------------------------------------------
 
 
-def _cut(pos: Floats, paths: list[Path], scale: float) -> tuple[list[Ints], list[Path], Ints]:
+def _cut(pos: Floats, paths: list[Path], share_cost: Floats, scale: float) -> tuple[list[Ints], list[Path], Ints]:
     """Pieces of paths, rings that are not cut, and the pairs of ends (2, any) that were one place before."""
     pieces: list[Ints] = []
     rings: list[Path] = []
@@ -94,8 +98,8 @@ def _cut(pos: Floats, paths: list[Path], scale: float) -> tuple[list[Ints], list
     for (nodes, closed), touches in zip(paths, touched, strict=True):
         points = pos[nodes]
         arc = arc_lengths(points)
-        turns = np.zeros(0, dtype=np.int64) if closed else _turns(points, scale)
-        at = _apart(np.union1d(turns, touches).astype(np.int64), arc, scale)
+        inner = [] if closed else [_turns(points, scale), _changes(share_cost[nodes], arc, scale)]
+        at = _apart(np.unique(np.concatenate([touches, *inner])), arc, scale)
         if closed and not len(at):
             rings.append((nodes, True))
             continue
@@ -119,6 +123,15 @@ def _turns(points: Floats, scale: float) -> Ints:
         if (np.abs(arc[found] - arc[k]) > LEVER * scale).all():
             found.append(int(k))
     return np.sort(np.array(found, dtype=np.int64))
+
+
+def _changes(share_cost: Floats, arc: Floats, scale: float) -> Ints:
+    """Where along an open path a further filament begins to cost or to gain."""
+    total = np.concatenate([np.zeros((1, share_cost.shape[1])), np.cumsum(share_cost, axis=0)])
+    low = np.searchsorted(arc, arc - SMOOTH * scale)
+    high = np.searchsorted(arc, arc + SMOOTH * scale, side="right")
+    gains = total[high] < total[low]
+    return _inside(np.flatnonzero((gains[1:] != gains[:-1]).any(axis=1)), arc, scale)
 
 
 def _touches(pos: Floats, paths: list[Path], scale: float) -> list[Ints]:
@@ -226,22 +239,33 @@ def _joints(
 def _passes(joints: _Joints, end_cost: Floats, share_cost: Floats, seconds: float) -> tuple[Ints, Ints, bool]:
     """How many filaments pass each piece (count,) and take each joint (J,), and whether that is sure to be best.
 
-    A piece that x filaments pass, of which y go on at an end, has x - y ends there.
+    A piece that x filaments pass, of which y go on at an end, has x - y ends there. ``share_cost`` is (count, K); every
+    piece is passed once, and up to K times more. No filament costs less than the one before it, so that none is left
+    out.
     """
-    count, num_joints = len(share_cost), joints.pairs.shape[1]
-    column = np.arange(count + num_joints)
-    row = np.concatenate([np.arange(2 * count), *joints.pairs])
-    value = np.repeat([1.0, -1.0], [2 * count, 2 * num_joints])
-    columns = np.concatenate([column[:count], column[:count], column[count:], column[count:]])
-    open_ends = sp.csc_array((value, (row, columns)), shape=(2 * count, count + num_joints))
-    gain = np.concatenate(
-        [-share_cost - end_cost[:count] - end_cost[count:], end_cost[joints.pairs].sum(axis=0) - joints.cost]
+    (count, more), num_joints = share_cost.shape, joints.pairs.shape[1]
+    rising = np.maximum.accumulate(share_cost, axis=1)
+    passing = np.tile(np.arange(count), more + 1)
+    column = np.arange(len(passing) + num_joints)
+    through, joint = column[: len(passing)], column[len(passing) :]
+    open_ends = sp.csc_array(
+        (
+            np.repeat([1.0, -1.0], [2 * len(through), 2 * num_joints]),
+            (np.concatenate([passing, count + passing, *joints.pairs]), np.r_[through, through, joint, joint]),
+        ),
+        shape=(2 * count, len(column)),
     )
-    least = np.repeat([1, 0], [count, num_joints])  # which is what is taken where there was no time
+    cost = np.concatenate([np.zeros(count), rising.T.reshape(-1)]) + (end_cost[:count] + end_cost[count:])[passing]
+    gain = np.concatenate([-cost, end_cost[joints.pairs].sum(axis=0) - joints.cost])
     amounts, optimal = best(
-        gain, np.ones_like(column), [LinearConstraint(open_ends, 0, np.inf)], seconds, least=least, most=MOST
+        gain,
+        np.ones_like(column),
+        [LinearConstraint(open_ends, 0, np.inf)],
+        seconds,
+        least=(column < count).astype(np.int64),  # which is what is taken where there was no time
+        most=np.where(column < len(passing), 1, more + 1),
     )
-    return amounts[:count], amounts[count:], optimal
+    return amounts[through].reshape(more + 1, count).sum(axis=0), amounts[joint], optimal
 
 
 def _strands(ends: _Ends, passes: Ints, joined: Ints) -> tuple[Ints, Ints]:

@@ -111,7 +111,7 @@ def best(
     seconds: float,
     *,
     least: Ints | int = 0,
-    most: int = 1,
+    most: Ints | int = 1,
 ) -> tuple[Ints, bool]:
     """Amounts with the greatest gain found in ``seconds``, and whether it is sure to be the greatest.
 

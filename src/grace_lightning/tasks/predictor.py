@@ -182,7 +182,7 @@ class Predictor(nn.Module):
         """The network's probabilities, and the filaments they make."""
         rows, place, graph = prepared.rows, prepared.place, prepared.graph
         none = torch.zeros(0)
-        prediction = Prediction("", none, none, None, None, none, none)
+        prediction = Prediction("", none, none, None, None, None, None, none, none)
         if len(rows):
             prediction = self.module.predict_step(prepared.data, 0)[0]
         filaments = prediction.filaments(self.linker, graph)
