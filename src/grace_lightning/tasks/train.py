@@ -29,7 +29,7 @@ from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.io import read_instances
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, read_checkpoint
 from grace_lightning.sweeps import check_objective
-from grace_lightning.sweeps.hparams import conclude
+from grace_lightning.sweeps.hparams import conclude, introduce
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
 from grace_lightning.tasks.evaluate import (
     Metrics,
@@ -96,6 +96,7 @@ def _train(config: Config) -> Metrics:
                 read_instances(source.instances, len(data.node_label))
     if trainer.is_global_zero:
         write_record(config, run_dir, describe_data(datamodule.sources, datamodule.digests))
+        introduce(trainer, config)
     if features.frozen:
         console.print(features.report(), highlight=False)
     console.print(describe_size(module), highlight=False)
