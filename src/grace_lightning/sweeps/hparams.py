@@ -12,7 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from grace_lightning.sweeps.jobs import flat_metrics
+from grace_lightning.errors import InputError
+from grace_lightning.sweeps.jobs import flat_metrics, one_line
 from grace_lightning.sweeps.pruning import Pruning
 
 NAMED = ("model", "features", "augment")
@@ -29,10 +30,24 @@ ASIDE = (
 
 
 def introduce(trainer: pl.Trainer, config: dict[str, Any]) -> None:
-    """Log the hyperparameters, except to TensorBoard, which takes them with the metrics at the end."""
+    """Log the hyperparameters, except to TensorBoard, which takes them with the metrics at the end.
+
+    Raises
+    ------
+    InputError
+        A service does not know the user, or cannot be reached.
+    """
     for logger in trainer.loggers:
-        if not isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(hyperparameters(config))
+        if isinstance(logger, TensorBoardLogger):
+            continue
+        try:
+            _ = logger.experiment  # type: ignore[attr-defined]  # services ask now who is there
+        except Exception as error:  # whatever a library raises
+            name = type(logger).__name__
+            raise InputError(
+                f"logger: {name} does not start ({one_line(error)}); logger=tensorboard or csv needs nobody"
+            ) from error
+        logger.log_hyperparams(hyperparameters(config))
 
 
 def conclude(trainer: pl.Trainer, config: dict[str, Any], results: dict[str, Any]) -> None:

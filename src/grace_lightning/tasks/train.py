@@ -7,15 +7,16 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -76,7 +77,7 @@ def _train(config: Config) -> Metrics:
     linker = build_linker(config["link"], config)
     brush = brush_width(config, config["features"]["scale"])
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
-    loggers = {name: build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
+    loggers = {name: _build_logger(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
     if not any(loggers.values()):  # Lightning would refuse to watch the learning rate for nobody
         callbacks = {name: c for name, c in callbacks.items() if not isinstance(c, LearningRateMonitor)}
     trainer = _build_trainer(config, callbacks, loggers)
@@ -123,6 +124,13 @@ def _train(config: Config) -> Metrics:
         console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
     conclude(trainer, config, results)
     return results
+
+
+def _build_logger(node: Config | None, path: str) -> Logger | None:
+    try:
+        return cast(Logger | None, build(node, path))
+    except InstantiationException as error:  # whatever a service's own package raises
+        raise InputError(f"{path}: {error.__cause__}") from error
 
 
 def _build_trainer(config: Config, callbacks: dict[str, Any], loggers: dict[str, Any]) -> pl.Trainer:
