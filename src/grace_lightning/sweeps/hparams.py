@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from grace_lightning.errors import InputError
 from grace_lightning.sweeps.jobs import flat_metrics, one_line
@@ -19,8 +19,8 @@ from grace_lightning.sweeps.pruning import Pruning
 NAMED = ("model", "features", "augment")
 """Groups whose choice every run shows."""
 
-COMPARED = ("average_precision", "f1", "f1_50", "mean_best_iou")
-"""Metrics that are shown, by the ends of their names, beside the objective."""
+COMPARED = {"average_precision": "AP", "f1": "F1", "f1_50": "F1_50", "mean_best_iou": "IoU"}
+"""Metrics that are shown beside the objective, by the ends of their names, and how they are called there."""
 
 ASIDE = (
     *("experiment", "log_dir", "run_dir", "objective", "callbacks", "logger", "ckpt_path", "config_file"),
@@ -30,7 +30,7 @@ ASIDE = (
 
 
 def introduce(trainer: pl.Trainer, config: dict[str, Any]) -> None:
-    """Log the hyperparameters, except to TensorBoard, which takes them with the metrics at the end.
+    """Give the hyperparameters to all loggers; TensorBoard shows them once there are metrics, at the end.
 
     Raises
     ------
@@ -39,14 +39,13 @@ def introduce(trainer: pl.Trainer, config: dict[str, Any]) -> None:
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
+            logger.hparams.update(hyperparameters(config))  # for its hparams.yaml
             continue
         try:
             _ = logger.experiment  # type: ignore[attr-defined]  # services ask now who is there
         except Exception as error:  # whatever a library raises
-            name = type(logger).__name__
-            raise InputError(
-                f"logger: {name} does not start ({one_line(error)}); logger=tensorboard or csv needs nobody"
-            ) from error
+            found = f"logger: {type(logger).__name__} does not start ({one_line(error)})"
+            raise InputError(f"{found}; logger=tensorboard or csv needs nobody") from error
         logger.log_hyperparams(hyperparameters(config))
 
 
@@ -63,21 +62,28 @@ def conclude(trainer: pl.Trainer, config: dict[str, Any], results: dict[str, Any
     if reasons:
         results["pruned"] = reasons[0]
     metrics = best_metrics(flat_metrics(results), config["objective"])
-    epoch = max(trainer.current_epoch - 1, 0)
     for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=max(trainer.current_epoch - 1, 0))
         if isinstance(logger, TensorBoardLogger):
-            shown = {name: math.nan if value is None else value for name, value in metrics.items()}
-            logger.log_hyperparams(hyperparameters(config), shown, step=epoch)
-        else:
-            logger.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=epoch)
+            # Without the first of these, the experiment: TensorBoard would show the columns of one run for all.
+            _, *session = hparams(hyperparameters(config), {})  # type: ignore[no-untyped-call]  # torch's has no types
+            for summary in session:
+                logger.experiment._get_file_writer().add_summary(summary)
         logger.save()
 
 
-def best_metrics(metrics: Mapping[str, float | None], objective: str) -> dict[str, float | None]:
-    """The objective and then those of :data:`COMPARED`, under names that no curve has: ``best/valid_edge_AP``."""
-    names = [name for name in metrics if name.split("_", 1)[1] in COMPARED]
-    ordered = dict.fromkeys([name for name in (objective, *names) if name in metrics])
-    return {f"best/{name.replace('/', '_').replace('average_precision', 'AP')}": metrics[name] for name in ordered}
+def best_metrics(metrics: Mapping[str, float | None], objective: str) -> dict[str, float]:
+    """The objective and those of :data:`COMPARED` that are defined, under names that no curve has.
+
+    Such as ``best/AP_valid_edge``, ``best/F1_50_infer_filament``: of the names in their order, TensorBoard shows the
+    first five unless told otherwise.
+    """
+    found = {}
+    for name, value in metrics.items():
+        part, score = name.split("_", 1)
+        if value is not None and (score in COMPARED or name == objective):
+            found[f"best/{COMPARED.get(score, score)}_{part.replace('/', '_')}"] = value
+    return found
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
