@@ -65,7 +65,7 @@ def probabilities(
     height, width = image.shape[1:]
     aspect = height / width
     figure = Figure(
-        figsize=(13, 6.0 * aspect + 0.4) if plain else (5.4, 4.6 * aspect + 0.3), dpi=100, layout="constrained"
+        figsize=(13, 6.0 * aspect + 0.4) if plain else (5.4, 4.6 * aspect + 0.5), dpi=100, layout="constrained"
     )
     *others, drawn = figure.subplots(1, 2 if plain else 1, sharex=True, sharey=True, squeeze=False)[0]
     for axes in (*others, drawn):
@@ -82,7 +82,7 @@ def probabilities(
     above = "nodes and edges above one half"
     if others:
         others[0].set_title(title)
-    drawn.set_title(above if others or not title else f"{title}: {above}", fontsize=None if others else 10)
+    drawn.set_title(above if others or not title else f"{title}\n{above}", fontsize=None if others else 12)
     figure.colorbar(ScalarMappable(scale, colours), ax=drawn, label="probability", fraction=0.04, pad=0.01)
     return figure
 

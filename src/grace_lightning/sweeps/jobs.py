@@ -70,7 +70,7 @@ def run_job(task: Callable[[DictConfig], dict[str, Any]], cfg: DictConfig) -> fl
         result |= {"status": "failed", "message": f"{type(error).__name__}: {one_line(error)}".rstrip(": ")}
         log.exception("this run failed; the sweep goes on")
     except BaseException as error:
-        result |= {"status": "interrupted", "message": type(error).__name__}
+        result |= {"status": "interrupted", "message": "Ctrl-C or a signal"}
         write()
         raise
     objective = result["metrics"].get(result["objective"])
