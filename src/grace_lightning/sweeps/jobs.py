@@ -69,7 +69,7 @@ def run_job(task: Callable[[DictConfig], dict[str, Any]], cfg: DictConfig) -> fl
     except Exception as error:
         result |= {"status": "failed", "message": f"{type(error).__name__}: {one_line(error)}".rstrip(": ")}
         log.exception("this run failed; the sweep goes on")
-    except BaseException as error:
+    except BaseException:
         result |= {"status": "interrupted", "message": "Ctrl-C or a signal"}
         write()
         raise
