@@ -1,6 +1,7 @@
 """What TensorBoard is given, read back from its files; and that training does not notice."""
 
 import io
+import sys
 import warnings
 from functools import partial
 from unittest.mock import MagicMock, create_autospec
@@ -309,6 +310,22 @@ class TestOtherLoggers:
         assert (run, shown.size, named) == ("run 1", (450, picture.height), {"key": tag, "step": 7})
         trainer.is_global_zero = False
         assert galleries(trainer) == []
+
+    def test_a_run_of_wandb_ends_with_ours(self, monkeypatch):
+        from grace_lightning.tasks.train import _own_wandb_run
+
+        wandb = MagicMock()
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        with _own_wandb_run():
+            wandb.finish.assert_not_called()
+        wandb.finish.assert_called_once_with(exit_code=0)
+        with pytest.raises(InputError), _own_wandb_run():
+            raise InputError
+        wandb.finish.assert_called_with(exit_code=1)
+        wandb.run = None
+        with _own_wandb_run():
+            pass
+        assert wandb.finish.call_count == 2
 
 
 def test_a_training_that_diverged_is_not_drawn(folder, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +63,8 @@ def train(cfg: DictConfig) -> Metrics:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     with stopping_on_signals(first=getattr(rank_zero_only, "rank", 0) == 0):
         try:
-            return _train(config)
+            with _own_wandb_run():
+                return _train(config)
         except Stopped as stop:
             print(f"grace-train: {_how_to_go_on(stop, config)}", file=sys.stderr)
             sys.exit(128 + stop.signal)
@@ -131,6 +133,19 @@ def _build_logger(node: Config | None, path: str) -> Logger | None:
         return cast(Logger | None, build(node, path))
     except InstantiationException as error:  # whatever a service's own package raises
         raise InputError(f"{path}: {error.__cause__}") from error
+
+
+@contextmanager
+def _own_wandb_run() -> Iterator[None]:
+    """End the run of wandb with that of ours: in a sweep the next one would go on with it."""
+    failed = 1
+    try:
+        yield
+        failed = 0
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=failed)
 
 
 def _build_trainer(config: Config, callbacks: dict[str, Any], loggers: dict[str, Any]) -> pl.Trainer:
