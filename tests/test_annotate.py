@@ -330,7 +330,9 @@ def test_merged_detections_are_counted_under_their_file(data):
     [
         (["out_dir=out"], "image_dir is not set, expected the folder of micrographs"),
         (["image_dir=x"], "out_dir is not set, expected the folder for the .grace folders; give out_dir=FOLDER"),
-        (["image_dir=x", "out_dir=out"], "x: no such folder"),
+        (["image_dir=x", "out_dir=out"], "image_dir: x: no such folder"),
+        (["image_dir=.", "out_dir=out", "mask_dir=x"], "mask_dir: x: no such folder"),
+        (["image_dir=.", "out_dir=out", "detections_dir=x"], "detections_dir: x: no such folder"),
         (["image_dir=x", "out_dir=out", "overwrite=maybe"], "overwrite: 'maybe', expected bool"),
         (["image_dir=x", "out_dir=out", "detections=rigde"], "files.*ridge"),
         (["image_dir=x", "out_dir=out", "mask_dri=y"], "did you mean mask_dir"),

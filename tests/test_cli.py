@@ -438,7 +438,7 @@ def other_annotation(data):
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (shutil.rmtree, ["data: no such folder"]),
+        (shutil.rmtree, ["data.train_image_dir: ", "data: no such folder"]),
         (lambda data: [p.unlink() for p in data.glob("*.mrc")], ["data: no images"]),
         (truncate, ["micrograph_0001.mrc"]),
         (text_as_png, ["micrograph_0001.png"]),

@@ -1,8 +1,10 @@
 """What TensorBoard is given, read back from its files; and that training does not notice."""
 
 import io
+import sys
 import warnings
 from functools import partial
+from unittest.mock import MagicMock, create_autospec
 
 import imagecodecs
 import numpy as np
@@ -11,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from helpers import random_sample
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch_geometric.data import Batch
@@ -19,7 +21,7 @@ from torch_geometric.data import Batch
 from grace_lightning import figures
 from grace_lightning.callbacks import Charts, Figures, GradientNorm, LearningRate, Projector, Speed
 from grace_lightning.callbacks.attention import attention
-from grace_lightning.callbacks.board import evaluating
+from grace_lightning.callbacks.board import evaluating, galleries
 from grace_lightning.callbacks.charts import layout
 from grace_lightning.data import GraceDataModule, prepare
 from grace_lightning.errors import InputError, LossError
@@ -293,6 +295,37 @@ class TestOtherLoggers:
     def test_two_at_once(self, folder, tmp_path):
         fit(folder, dashboards(), [CSVLogger(tmp_path, name="", version="csv"), board(tmp_path / "board")], epochs=1)
         assert "valid_confusion/nodes" in events(tmp_path / "board").Tags()["images"]
+
+    def test_wandb_and_mlflow_take_pictures(self):
+        loggers = [create_autospec(kind, instance=True) for kind in (WandbLogger, MLFlowLogger)]
+        wandb, mlflow = loggers
+        mlflow.experiment, mlflow.run_id = MagicMock(), "run 1"
+        trainer = MagicMock(is_global_zero=True, loggers=[*loggers, create_autospec(CSVLogger, instance=True)])
+        picture = figures.jpeg(figures.confusion_matrices({"nodes": (torch.rand(9), torch.ones(9).long())}), 450)
+        for take in galleries(trainer):
+            take("valid_confusion/nodes", picture, 7)
+        (tag, (shown,)), named = wandb.log_image.call_args
+        assert (tag, shown.size, named["step"]) == ("valid_confusion/nodes", (450, picture.height), 7)
+        (run, shown), named = mlflow.experiment.log_image.call_args
+        assert (run, shown.size, named) == ("run 1", (450, picture.height), {"key": tag, "step": 7})
+        trainer.is_global_zero = False
+        assert galleries(trainer) == []
+
+    def test_a_run_of_wandb_ends_with_ours(self, monkeypatch):
+        from grace_lightning.tasks.train import _own_wandb_run
+
+        wandb = MagicMock()
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        with _own_wandb_run():
+            wandb.finish.assert_not_called()
+        wandb.finish.assert_called_once_with(exit_code=0)
+        with pytest.raises(InputError), _own_wandb_run():
+            raise InputError
+        wandb.finish.assert_called_with(exit_code=1)
+        wandb.run = None
+        with _own_wandb_run():
+            pass
+        assert wandb.finish.call_count == 2
 
 
 def test_a_training_that_diverged_is_not_drawn(folder, tmp_path):

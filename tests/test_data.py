@@ -112,6 +112,21 @@ class TestFolders:
         with pytest.raises(InputError, match=r"data.valid_image_dir is not set"):
             GraceDataModule(Statistics(scale=9, patch=1), train_image_dir=str(folder)).setup("fit")
 
+    @pytest.mark.parametrize(
+        ("key", "others"),
+        [
+            ("train_image_dir", ["valid_image_dir"]),
+            ("valid_grace_dir", ["train_image_dir", "valid_image_dir"]),
+            ("infer_image_dir", ["train_image_dir", "valid_image_dir"]),
+            ("image_dir", []),
+            ("grace_dir", ["image_dir"]),
+        ],
+    )
+    def test_missing_folders_are_named_with_their_key(self, key, others, folder):
+        folders = {key: "nowhere"} | dict.fromkeys(others, str(folder))
+        with pytest.raises(InputError, match=f"^data.{key}: nowhere: no such folder, expected a folder$"):
+            GraceDataModule(Statistics(scale=9, patch=1), **folders).setup("fit")
+
     def test_both_ways_at_once_are_refused(self, folder):
         module = GraceDataModule(Statistics(scale=9, patch=1), image_dir=str(folder), infer_image_dir=str(folder))
         with pytest.raises(InputError, match=r"data.image_dir and data.infer_image_dir are both set"):

@@ -130,6 +130,22 @@ def test_sigterm_stops_both(folder):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
+def test_prediction_is_shared_out(folder, two):
+    """Two processes find what one finds; one image has none for the second, which tells that there are two."""
+    (folder / "predict.py").write_text("from grace_lightning.cli import predict\n\npredict()\n")
+    given = [f"checkpoint={two[2]}/model/best.ckpt", "trainer.accelerator=cpu"]
+    runs = {"one": ["image_dir=train"], "two": ["image_dir=train", DDP[0]], "alone": ["image_dir=.", DDP[0]]}
+    ends = {}
+    for name, words in runs.items():
+        command = [sys.executable, "-W", "ignore", "predict.py", *given, *words, f"out_dir=found/{name}"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ends[name] = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+    assert [end.returncode for end in ends.values()] == [0, 0, 2], ends
+    first, second = ((folder / "found" / name / "filaments.csv").read_text() for name in ("one", "two"))
+    assert first == second
+    assert "trainer.devices: 2 processes for 1 images" in ends["alone"].stderr
+
+
 def test_nan_in_one_stops_both_with_one_line(folder):
     _, err = expect_end(start(folder, *DDP, "hydra.run.dir=nan", SPOILT="train_0002"), 2)
     assert err.count("\n") == 1

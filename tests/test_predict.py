@@ -498,8 +498,8 @@ def test_without_a_pixel_size_no_angstrom_is_invented(run, data):
     [
         ("checkpoint=null", ["checkpoint is not set"]),
         ("image_dir=null", ["image_dir is not set"]),
-        ("image_dir=nowhere", ["nowhere: no such folder"]),
-        ("detections_dir=nowhere", ["detections_dir: nowhere is no folder"]),
+        ("image_dir=nowhere", ["image_dir: nowhere: no such folder"]),
+        ("detections_dir=nowhere", ["detections_dir: nowhere: no such folder"]),
         ("overwrite=perhaps", ["overwrite: 'perhaps', expected bool"]),
         ("pixel_size=0", ["pixel_size: 0, expected Angstrom per pixel"]),
         ("export.spacing=-1", ["export.spacing: -1, expected a length above 0"]),

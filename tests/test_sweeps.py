@@ -94,14 +94,16 @@ class TestSweep:
         for row in table.itertuples():
             events = EventAccumulator(row.run)
             events.Reload()
-            content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-            info = metadata.parse_session_start_info_plugin_data(content)
+            sessions = events.PluginTagToContent(metadata.PLUGIN_NAME)
+            assert metadata.EXPERIMENT_TAG not in sessions  # it would have the columns of one run stand for all
+            assert metadata.SESSION_END_INFO_TAG in sessions
+            info = metadata.parse_session_start_info_plugin_data(sessions[metadata.SESSION_START_INFO_TAG])
             shown = {key: value.string_value or value.number_value for key, value in info.hparams.items()}
-            expected = {"model": "gcn", "features": "statistics", "augment": "none", "seed": 0}
+            expected = {"model": "gcn", "features": "statistics", "augment": "none", "seed": "0"}
             expected |= {"model.dropout": float(row.overrides.split("=")[1]), "optimizer.lr": 0.001}
             assert expected.items() <= shown.items()
             assert not [key for key in shown if key.startswith("callbacks") or key.endswith("_dir")]
-            (best,) = events.Scalars("best/valid_edge_average_precision")
+            (best,) = events.Scalars("best/AP_valid_edge")
             assert best.value == pytest.approx(table.loc[row.Index, OBJECTIVE])
             assert len(events.Scalars("valid/edge_average_precision")) == 1  # the curve has its epoch alone
 

@@ -6,13 +6,16 @@ take is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from PIL import Image
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch_geometric.data import Batch
@@ -29,19 +32,45 @@ def log(trainer: pl.Trainer, values: Mapping[str, float], epoch: int) -> None:
 
 
 def boards(trainer: pl.Trainer) -> list[SummaryWriter]:
-    """What takes pictures: the writers of the TensorBoard loggers, in the first process alone."""
+    """The writers of the TensorBoard loggers, in the first process alone."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def add_picture(board: SummaryWriter, tag: str, picture: figures.Jpeg, epoch: int) -> None:
-    """A picture as it is: ``SummaryWriter.add_image`` would store it anew as a PNG, noise and all."""
+Gallery = Callable[[str, figures.Jpeg, int], None]
+"""Takes a tag, a picture and its epoch."""
+
+
+def galleries(trainer: pl.Trainer) -> list[Gallery]:
+    """Of each logger that can take pictures what takes them, in the first process alone."""
+    if not trainer.is_global_zero:
+        return []
+    hang: dict[type, Callable[..., None]] = {
+        TensorBoardLogger: _to_tensorboard,
+        WandbLogger: _to_wandb,
+        MLFlowLogger: _to_mlflow,
+    }
+    return [
+        partial(add, logger) for logger in trainer.loggers for kind, add in hang.items() if isinstance(logger, kind)
+    ]
+
+
+def _to_tensorboard(logger: TensorBoardLogger, tag: str, picture: figures.Jpeg, epoch: int) -> None:
+    # As it is: ``SummaryWriter.add_image`` would store it anew as a PNG, noise and all.
     image = Summary.Image(
         height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.content
     )
-    file_writer = board._get_file_writer()  # type: ignore[no-untyped-call]  # torch's has no types
+    file_writer = logger.experiment._get_file_writer()
     file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), epoch)
+
+
+def _to_wandb(logger: WandbLogger, tag: str, picture: figures.Jpeg, epoch: int) -> None:
+    logger.log_image(tag, [Image.open(BytesIO(picture.content))], step=epoch, file_type=["jpg"])
+
+
+def _to_mlflow(logger: MLFlowLogger, tag: str, picture: figures.Jpeg, epoch: int) -> None:
+    logger.experiment.log_image(logger.run_id, Image.open(BytesIO(picture.content)), key=tag, step=epoch)
 
 
 def validation_set(trainer: pl.Trainer) -> GraceDataset:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grace_lightning import figures
 from grace_lightning.callbacks.attention import attention
-from grace_lightning.callbacks.board import add_picture, boards, evaluating, validation_graphs, validation_set
+from grace_lightning.callbacks.board import evaluating, galleries, validation_graphs, validation_set
 from grace_lightning.errors import InputError
 from grace_lightning.graph import Sample
 from grace_lightning.io import read_instances
@@ -33,7 +33,7 @@ class _Shown(NamedTuple):
 
 
 class Figures(pl.Callback):
-    """Draws what the network makes of the validation images, after validation, onto TensorBoard.
+    """Draws what the network makes of the validation images, after validation, for TensorBoard, wandb and mlflow.
 
     Of all images together confusion matrices, precision-recall curves and reliability; of the first ones the
     probabilities, the filaments beside the true ones and, of a network with attention, that of each head of its last
@@ -76,12 +76,12 @@ class Figures(pl.Callback):
 
     def _draw(self, trainer: pl.Trainer, module: GraceModule) -> None:
         self._drawn = self._validated
-        writers = boards(trainer)
-        if not writers:
+        takers = galleries(trainer)
+        if not takers:
             return
         for tag, picture in self._pictures(trainer, module):
-            for board in writers:
-                add_picture(board, tag, picture, self._drawn)
+            for take in takers:
+                take(tag, picture, self._drawn)
 
     def _pictures(self, trainer: pl.Trainer, module: GraceModule) -> Drawn:
         """Tags and pictures, one at a time."""

@@ -15,7 +15,7 @@ from grace_lightning.data.memory import Digests, MemoryCache
 from grace_lightning.errors import InputError
 from grace_lightning.features import FeatureKind
 from grace_lightning.graph import Connection, Sample
-from grace_lightning.io import Source, find_sources, read_sample
+from grace_lightning.io import Source, expect_folder, find_sources, read_sample
 from grace_lightning.sampling import EpochSampler
 
 
@@ -112,7 +112,7 @@ class GraceDataModule(pl.LightningDataModule):
                 raise InputError(
                     f"data.image_dir and {given[0]} are both set; give one folder to split, or a folder each"
                 )
-            self.sources = split_sources(find_sources(self.image_dir, self.grace_dir), self.split, self.seed)
+            self.sources = split_sources(_find(self.image_dir, self.grace_dir), self.split, self.seed)
             return
         needed = ("train", "valid") if stage == "fit" else ("infer",)
         for name in needed:
@@ -120,7 +120,7 @@ class GraceDataModule(pl.LightningDataModule):
                 raise InputError(f"data.{name}_image_dir is not set; give the folder of the {name} images")
         wanted = ("train", "valid", "infer") if stage == "fit" else ("infer",)
         self.sources = {
-            name: find_sources(folder, grace) if folder is not None else []
+            name: _find(folder, grace, f"{name}_") if folder is not None else []
             for name, (folder, grace) in self.folders.items()
             if name in wanted
         }
@@ -178,6 +178,14 @@ class GraceDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Inference images, all of them."""
         return self.loader("infer")
+
+
+def _find(folder: str, grace: str | None, prefix: str = "") -> list[Source]:
+    """The annotated images of a folder; one that is missing is named with its key."""
+    for kind, path in (("image", folder), ("grace", grace)):
+        if path is not None:
+            expect_folder(path, f"data.{prefix}{kind}_dir")
+    return find_sources(folder, grace)
 
 
 def split_sources(sources: Sequence[Source], split: Sequence[float], seed: int) -> dict[str, list[Source]]:

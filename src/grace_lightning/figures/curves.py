@@ -67,7 +67,7 @@ def precision_recall_curves(outcomes: Outcomes) -> Figure:
     for head, outcome in outcomes.items():
         if curves[head] is not None:
             level = float(known(*outcome)[1].float().mean())
-            axes.axhline(level, color=HEADS[head][0], lw=1, ls=":", label=f"{head} by chance {level:.3f}")
+            axes.axhline(level, color=HEADS[head][0], lw=1.5, ls=":", label=f"{head} by chance {level:.3f}")
     axes.set(xlabel="recall", ylabel="precision", title="Precision and recall")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure

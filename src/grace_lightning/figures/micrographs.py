@@ -30,6 +30,9 @@ MAX_PIXELS = 1200
 COLOURS = colormaps["plasma"]
 """Of probabilities from 0 to 1."""
 
+STRONG = 0.5
+"""Attention from which on the colour stays the same: a node shares one out among some seven edges."""
+
 
 def probability_colours() -> NDArray[np.uint8]:
     """The colours of :func:`probabilities`, few enough for a GIF: 100 greys and 150 of the scale, (250, 3)."""
@@ -62,7 +65,7 @@ def probabilities(
     height, width = image.shape[1:]
     aspect = height / width
     figure = Figure(
-        figsize=(13, 6.0 * aspect + 0.4) if plain else (5.4, 4.6 * aspect + 0.3), dpi=100, layout="constrained"
+        figsize=(13, 6.0 * aspect + 0.4) if plain else (5.4, 4.6 * aspect + 0.5), dpi=100, layout="constrained"
     )
     *others, drawn = figure.subplots(1, 2 if plain else 1, sharex=True, sharey=True, squeeze=False)[0]
     for axes in (*others, drawn):
@@ -79,7 +82,7 @@ def probabilities(
     above = "nodes and edges above one half"
     if others:
         others[0].set_title(title)
-    drawn.set_title(above if others or not title else f"{title}: {above}", fontsize=None if others else 10)
+    drawn.set_title(above if others or not title else f"{title}\n{above}", fontsize=None if others else 12)
     figure.colorbar(ScalarMappable(scale, colours), ax=drawn, label="probability", fraction=0.04, pad=0.01)
     return figure
 
@@ -98,11 +101,11 @@ def attention(image: Tensor, graph: Graph, weights: Tensor, title: str = "") -> 
     columns = math.ceil(math.sqrt(weights.shape[1]))
     rows = math.ceil(weights.shape[1] / columns)
     figure = Figure(
-        figsize=(2.7 * columns + 0.7, (2.7 * height / width + 0.3) * rows + 0.4), dpi=100, layout="constrained"
+        figsize=(2.3 * columns + 0.8, (2.3 * height / width + 0.3) * rows + 0.4), dpi=100, layout="constrained"
     )
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     ends = graph.pos[graph.edges].transpose(0, 1).numpy()
-    colours, scale = "viridis", Normalize(0, 1)
+    colours, scale = "viridis", Normalize(0, STRONG)
     for axes in panels.flat[weights.shape[1] :]:
         axes.set_axis_off()
     for head, (axes, weight) in enumerate(zip(panels.flat, weights.T, strict=False)):
@@ -111,10 +114,11 @@ def attention(image: Tensor, graph: Graph, weights: Tensor, title: str = "") -> 
         lines = LineCollection(list(ends[order.numpy()]), cmap=colours, norm=scale, linewidths=1.2)
         lines.set_array(weight[order].numpy())
         axes.add_collection(lines)
-        axes.set_title(f"head {head + 1}", fontsize=10)
-    figure.suptitle(title, fontsize=11)
+        axes.set_title(f"head {head + 1}", fontsize=11)
+    figure.suptitle(title, fontsize=12)
     label = "attention: share in what a node is told"
-    figure.colorbar(ScalarMappable(scale, colours), ax=panels, label=label, fraction=0.03, pad=0.01)
+    mapped = ScalarMappable(scale, colours)
+    figure.colorbar(mapped, ax=panels, label=label, fraction=0.03, pad=0.01, extend="max")
     return figure
 
 

@@ -1,5 +1,6 @@
 """Micrographs, detections, masks and annotated graphs on disk: reading, writing, and which file belongs to which."""
 
+from grace_lightning.io._reading import expect_folder
 from grace_lightning.io.detections import DETECTION_SUFFIXES, find_detections, read_detections, write_detections
 from grace_lightning.io.export import (
     CBOX_COLUMNS,
@@ -30,6 +31,7 @@ __all__ = [
     "Filament",
     "Grace",
     "Source",
+    "expect_folder",
     "filaments_summary",
     "filaments_table",
     "find_detections",

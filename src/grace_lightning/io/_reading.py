@@ -27,6 +27,14 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read as {expected} ({reason})") from error
 
 
+def expect_folder(path: str | Path, key: str | None = None) -> None:
+    """Raise an :class:`InputError` where there is no such folder; it begins with the key that names it, if given."""
+    path = Path(path)
+    if not path.is_dir():
+        named = f"{key}: {path}" if key else f"{path}"
+        raise InputError(f"{named}: {'not a folder' if path.exists() else 'no such folder'}, expected a folder")
+
+
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first few of ``names``, for a message."""
     listed = list(names)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.io._reading import reading, some
+from grace_lightning.io._reading import expect_folder, reading, some
 from grace_lightning.io.grace import ANNOTATION
 from grace_lightning.io.images import Pixels, errors_raised, stem
 
@@ -40,8 +40,7 @@ def find_masks(mask_dir: str | Path, images: Sequence[Path]) -> dict[str, Path]:
         No such folder; two masks of one image; no mask of any image.
     """
     mask_dir = Path(mask_dir)
-    if not mask_dir.is_dir():
-        raise InputError(f"{mask_dir}: {'not a folder' if mask_dir.exists() else 'no such folder'}, expected a folder")
+    expect_folder(mask_dir)
     names, taken = {stem(path) for path in images}, {path.resolve() for path in images}
     found = defaultdict(list)
     for path in sorted(mask_dir.iterdir()):

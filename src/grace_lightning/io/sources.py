@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.graph import Graph, Sample, from_detections
-from grace_lightning.io._reading import some
+from grace_lightning.io._reading import expect_folder, some
 from grace_lightning.io.detections import find_detections, read_detections
 from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, read_image, stem
@@ -44,7 +44,7 @@ def find_images(image_dir: str | Path) -> list[Path]:
         No such folder, no images in it, or two of one stem.
     """
     image_dir = Path(image_dir)
-    _expect_folder(image_dir)
+    expect_folder(image_dir)
     files = sorted(path for path in image_dir.iterdir() if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
@@ -75,7 +75,7 @@ def find_sources(image_dir: str | Path, grace_dir: str | Path | None = None) -> 
     image_dir = Path(image_dir)
     grace_dir = image_dir if grace_dir is None else Path(grace_dir)
     images = {stem(path): path for path in find_images(image_dir)}
-    _expect_folder(grace_dir)
+    expect_folder(grace_dir)
     graces = {path.stem: path for path in sorted(grace_dir.glob("*.grace")) if path.is_dir()}
     common = images.keys() & graces.keys()
     if not common:
@@ -146,11 +146,6 @@ def read_sample(
     if source.grace is not None and source.detections is not None and source.detections.suffix == ".h5":
         _compare(source.detections, where, graph.pos)
     return sample
-
-
-def _expect_folder(path: Path) -> None:
-    if not path.is_dir():
-        raise InputError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}, expected a folder")
 
 
 def _expect_same_image(grace: Path, source: Source, annotation: Tensor | None, image: Tensor, named: str) -> None:

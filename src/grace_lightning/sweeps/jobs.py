@@ -69,8 +69,8 @@ def run_job(task: Callable[[DictConfig], dict[str, Any]], cfg: DictConfig) -> fl
     except Exception as error:
         result |= {"status": "failed", "message": f"{type(error).__name__}: {one_line(error)}".rstrip(": ")}
         log.exception("this run failed; the sweep goes on")
-    except BaseException as error:
-        result |= {"status": "interrupted", "message": type(error).__name__}
+    except BaseException:
+        result |= {"status": "interrupted", "message": "Ctrl-C or a signal"}
         write()
         raise
     objective = result["metrics"].get(result["objective"])

@@ -20,6 +20,7 @@ from grace_lightning.graph import Graph, Label, Sample, from_detections, label_b
 from grace_lightning.io import (
     DETECTION_SUFFIXES,
     Source,
+    expect_folder,
     find_detections,
     find_images,
     find_masks,
@@ -85,13 +86,14 @@ def annotate_folder(
             f"detections_dir: {detections_dir}, but the detections are to be found in the images; leave out one of "
             "detections_dir and detections=ridge"
         )
+    for key, folder in {"image_dir": image_dir, "detections_dir": detections_dir, "mask_dir": mask_dir}.items():
+        if folder is not None:
+            expect_folder(folder, key)
     out, found_in, masks_in = (Path(path or image_dir) for path in (out_dir, detections_dir, mask_dir))
     paths = find_images(image_dir)
     if masks_in.resolve() == Path(image_dir).resolve():
         paths = leave_out_masks(paths)
     images, masks = {stem(path): path for path in paths}, find_masks(masks_in, paths)
-    if not found_in.is_dir():
-        raise InputError(f"{found_in}: no such folder, expected a folder of detections")
     todo = [name for name in images if overwrite or not (out / f"{name}.grace").exists()]
     out.mkdir(parents=True, exist_ok=True)
     count: Counter[str] = Counter()

@@ -126,15 +126,14 @@ def _find_sources(config: Config, out_dir: Path) -> list[io.Source]:
     """Images with detections, sorted by name; warns of images without, and of detections without an image."""
     image_dir = Path(config["image_dir"])
     detections_dir = image_dir if config["detections_dir"] is None else Path(config["detections_dir"])
-    images = io.find_images(image_dir)
-    if not detections_dir.is_dir():
-        raise InputError(f"detections_dir: {detections_dir} is no folder, expected that of the detections")
     for key, folder in {"image_dir": image_dir, "detections_dir": detections_dir}.items():
+        io.expect_folder(folder, key)
         if out_dir.resolve() == folder.resolve():
             raise InputError(
                 f"out_dir: {out_dir} is {key} too, where results would replace images, detections or annotations; "
                 "choose another folder"
             )
+    images = io.find_images(image_dir)
     every = [io.Source(io.stem(path), path, None, io.find_detections(detections_dir, io.stem(path))) for path in images]
     sources = [source for source in every if source.detections is not None]
     names = {source.name for source in every}

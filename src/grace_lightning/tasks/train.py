@@ -6,16 +6,18 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -29,7 +31,7 @@ from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.io import read_instances
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, read_checkpoint
 from grace_lightning.sweeps import check_objective
-from grace_lightning.sweeps.hparams import conclude
+from grace_lightning.sweeps.hparams import conclude, introduce
 from grace_lightning.tasks.common import Config, plain, quiet_lightning, short
 from grace_lightning.tasks.evaluate import (
     Metrics,
@@ -61,7 +63,8 @@ def train(cfg: DictConfig) -> Metrics:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     with stopping_on_signals(first=getattr(rank_zero_only, "rank", 0) == 0):
         try:
-            return _train(config)
+            with _own_wandb_run():
+                return _train(config)
         except Stopped as stop:
             print(f"grace-train: {_how_to_go_on(stop, config)}", file=sys.stderr)
             sys.exit(128 + stop.signal)
@@ -76,7 +79,7 @@ def _train(config: Config) -> Metrics:
     linker = build_linker(config["link"], config)
     brush = brush_width(config, config["features"]["scale"])
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
-    loggers = {name: build(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
+    loggers = {name: _build_logger(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
     if not any(loggers.values()):  # Lightning would refuse to watch the learning rate for nobody
         callbacks = {name: c for name, c in callbacks.items() if not isinstance(c, LearningRateMonitor)}
     trainer = _build_trainer(config, callbacks, loggers)
@@ -96,6 +99,7 @@ def _train(config: Config) -> Metrics:
                 read_instances(source.instances, len(data.node_label))
     if trainer.is_global_zero:
         write_record(config, run_dir, describe_data(datamodule.sources, datamodule.digests))
+        introduce(trainer, config)
     if features.frozen:
         console.print(features.report(), highlight=False)
     console.print(describe_size(module), highlight=False)
@@ -122,6 +126,26 @@ def _train(config: Config) -> Metrics:
         console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
     conclude(trainer, config, results)
     return results
+
+
+def _build_logger(node: Config | None, path: str) -> Logger | None:
+    try:
+        return cast(Logger | None, build(node, path))
+    except InstantiationException as error:  # whatever a service's own package raises
+        raise InputError(f"{path}: {error.__cause__}") from error
+
+
+@contextmanager
+def _own_wandb_run() -> Iterator[None]:
+    """End the run of wandb with that of ours: in a sweep the next one would go on with it."""
+    failed = 1
+    try:
+        yield
+        failed = 0
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=failed)
 
 
 def _build_trainer(config: Config, callbacks: dict[str, Any], loggers: dict[str, Any]) -> pl.Trainer:
