@@ -29,6 +29,7 @@ SHARP = 1.0  # the same of a right angle: sharper ones stay cut
 RING = 8.0  # filament widths of a piece at least, whose ends may be joined
 UNCUT = 1e-3  # log-odds, gained where a cut is undone
 LIKELY = 2.0  # log-odds: where an end costs less, a cut is not undone at a turn
+INSIDE = 3.0  # log-odds at most, of the end of a filament inside of another that goes on
 SMOOTH = 1.0  # filament widths to either side, over which it is judged whether a further filament is probable
 ONE_ENDS = 0.1  # as if it were tan^2(turn / 2), where of two filaments through a piece one ends at it
 
@@ -246,21 +247,24 @@ def _passes(joints: _Joints, end_cost: Floats, share_cost: Floats, seconds: floa
     (count, more), num_joints = share_cost.shape, joints.pairs.shape[1]
     rising = np.maximum.accumulate(share_cost, axis=1)
     passing = np.tile(np.arange(count), more + 1)
-    column = np.arange(len(passing) + num_joints)
-    through, joint = column[: len(passing)], column[len(passing) :]
-    open_ends = sp.csc_array(
-        (
-            np.repeat([1.0, -1.0], [2 * len(through), 2 * num_joints]),
-            (np.concatenate([passing, count + passing, *joints.pairs]), np.r_[through, through, joint, joint]),
-        ),
-        shape=(2 * count, len(column)),
-    )
+    column = np.arange(len(passing) + num_joints + 2 * count)
+    through, joint, inside = np.split(column, [len(passing), len(passing) + num_joints])
+    ends, piece_ends = inside - inside[0], np.concatenate([passing, count + passing, *joints.pairs])
+
+    def by_end(*entries: tuple[Ints, Ints, float]) -> LinearConstraint:
+        row, columns = (np.concatenate([entry[k] for entry in entries]) for k in (0, 1))
+        value = np.repeat([entry[2] for entry in entries], [len(entry[0]) for entry in entries])
+        matrix = sp.csc_array((value, (row, columns)), shape=(2 * count, len(column)))
+        return LinearConstraint(matrix, 0, np.inf)
+
+    passed = (np.concatenate([passing, count + passing]), np.r_[through, through])
+    joined = (np.concatenate(list(joints.pairs)), np.r_[joint, joint])
     cost = np.concatenate([np.zeros(count), rising.T.reshape(-1)]) + (end_cost[:count] + end_cost[count:])[passing]
-    gain = np.concatenate([-cost, end_cost[joints.pairs].sum(axis=0) - joints.cost])
+    gain = np.concatenate([-cost, end_cost[joints.pairs].sum(axis=0) - joints.cost, np.maximum(end_cost - INSIDE, 0)])
     amounts, optimal = best(
         gain,
         np.ones_like(column),
-        [LinearConstraint(open_ends, 0, np.inf)],
+        [by_end((*passed, 1.0), (*joined, -1.0), (ends, inside, -1.0)), by_end((*joined, 1.0), (ends, inside, -1.0))],
         seconds,
         least=(column < count).astype(np.int64),  # which is what is taken where there was no time
         most=np.where(column < len(passing), 1, more + 1),
