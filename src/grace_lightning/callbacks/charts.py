@@ -13,6 +13,9 @@ Chart = tuple[str, list[str]]
 STAGES = ("train", "valid")
 
 
+TITLES = {"second": "nodes of two filaments", "third": "nodes of three filaments"}
+
+
 class Charts(pl.Callback):
     """Puts training and validation into one chart each, under TensorBoard's *Custom Scalars*."""
 
@@ -31,7 +34,9 @@ def layout() -> dict[str, dict[str, list[str | list[str]]]]:
             "average precision of edges": both("edge_average_precision"),
             "mean average precision of all heads": ["valid/average_precision"],
         },
-        **{f"{head}s": {name: both(f"{head}_{name}") for name in ("loss", *SCORES)} for head in HEADS},
+        **{
+            TITLES.get(head, f"{head}s"): {name: both(f"{head}_{name}") for name in ("loss", *SCORES)} for head in HEADS
+        },
         "training": {
             "learning rate": ["optimizer/learning_rate"],
             "gradient norm, mean over the steps of an epoch": ["optimizer/gradient_norm"],

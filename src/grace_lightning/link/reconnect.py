@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.optimize import LinearConstraint, linear_sum_assignment
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
 from grace_lightning.link.beside import Path, arc_lengths
 from grace_lightning.link.filaments import Floats, Ints
-from grace_lightning.link.solve import best, tan_half_squared
+from grace_lightning.link.solve import most_probable_passes, tan_half_squared
 from grace_lightning.link.trace import chains
 
 # Filament widths: over which a course is measured, and how much of an end, where a crossing leads astray, is left out.
@@ -29,7 +28,6 @@ SHARP = 1.0  # the same of a right angle: sharper ones stay cut
 RING = 8.0  # filament widths of a piece at least, whose ends may be joined
 UNCUT = 1e-3  # log-odds, gained where a cut is undone
 LIKELY = 2.0  # log-odds: where an end costs less, a cut is not undone at a turn
-INSIDE = 3.0  # log-odds at most, of the end of a filament inside of another that goes on
 SMOOTH = 1.0  # filament widths to either side, over which it is judged whether a further filament is probable
 ONE_ENDS = 0.1  # as if it were tan^2(turn / 2), where of two filaments through a piece one ends at it
 
@@ -79,7 +77,7 @@ def reconnect(
     of_end = end_cost[np.array([p[0] for p in pieces] + [p[-1] for p in pieces])]
     joints = _joints(ends, of_end, cuts, scale, turn_cost=turn_cost, gap_cost=gap_cost, max_gap=max_gap)
     sharing = np.stack([share_cost[piece].mean(axis=0) for piece in pieces]) * (ends.length / scale)[:, None]
-    passes, taken, optimal = _passes(joints, of_end, sharing, seconds)
+    passes, taken, optimal = most_probable_passes(joints.pairs, joints.cost, of_end, sharing, seconds)
     strands, joined = _strands(ends, passes, joints.pairs[:, np.repeat(np.arange(len(taken)), taken)])
     several = _trimmed(pos, [pieces[k] for k in strands], strands, joined, ends, scale)
     return rings + [
@@ -235,41 +233,6 @@ def _joints(
     undone &= (end_cost[pairs] > LIKELY).all(axis=0)
     cost = np.where(undone, np.minimum(cost, both - UNCUT), cost)
     return _Joints(pairs[:, cost < both], cost[cost < both])
-
-
-def _passes(joints: _Joints, end_cost: Floats, share_cost: Floats, seconds: float) -> tuple[Ints, Ints, bool]:
-    """How many filaments pass each piece (count,) and take each joint (J,), and whether that is sure to be best.
-
-    A piece that x filaments pass, of which y go on at an end, has x - y ends there. ``share_cost`` is (count, K); every
-    piece is passed once, and up to K times more. No filament costs less than the one before it, so that none is left
-    out.
-    """
-    (count, more), num_joints = share_cost.shape, joints.pairs.shape[1]
-    rising = np.maximum.accumulate(share_cost, axis=1)
-    passing = np.tile(np.arange(count), more + 1)
-    column = np.arange(len(passing) + num_joints + 2 * count)
-    through, joint, inside = np.split(column, [len(passing), len(passing) + num_joints])
-    ends, piece_ends = inside - inside[0], np.concatenate([passing, count + passing, *joints.pairs])
-
-    def by_end(*entries: tuple[Ints, Ints, float]) -> LinearConstraint:
-        row, columns = (np.concatenate([entry[k] for entry in entries]) for k in (0, 1))
-        value = np.repeat([entry[2] for entry in entries], [len(entry[0]) for entry in entries])
-        matrix = sp.csc_array((value, (row, columns)), shape=(2 * count, len(column)))
-        return LinearConstraint(matrix, 0, np.inf)
-
-    passed = (np.concatenate([passing, count + passing]), np.r_[through, through])
-    joined = (np.concatenate(list(joints.pairs)), np.r_[joint, joint])
-    cost = np.concatenate([np.zeros(count), rising.T.reshape(-1)]) + (end_cost[:count] + end_cost[count:])[passing]
-    gain = np.concatenate([-cost, end_cost[joints.pairs].sum(axis=0) - joints.cost, np.maximum(end_cost - INSIDE, 0)])
-    amounts, optimal = best(
-        gain,
-        np.ones_like(column),
-        [by_end((*passed, 1.0), (*joined, -1.0), (ends, inside, -1.0)), by_end((*joined, 1.0), (ends, inside, -1.0))],
-        seconds,
-        least=(column < count).astype(np.int64),  # which is what is taken where there was no time
-        most=np.where(column < len(passing), 1, more + 1),
-    )
-    return amounts[through].reshape(more + 1, count).sum(axis=0), amounts[joint], optimal
 
 
 def _strands(ends: _Ends, passes: Ints, joined: Ints) -> tuple[Ints, Ints]:

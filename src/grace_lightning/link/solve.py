@@ -1,4 +1,4 @@
-"""The integer programme of one connected component."""
+"""The integer programmes: of the edges of one connected component, and of the pieces of paths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import scipy.sparse as sp
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from grace_lightning.link.filaments import Bools, Floats, Ints
+
+INSIDE = 3.0
+"""The most that the end of a filament costs where another one, that it runs in, goes on; log-odds."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,58 @@ def best_paths(
         seconds,
     )
     return taken[:num_edges] > 0, taken[num_edges : num_edges + num_pairs] > 0, optimal
+
+
+def most_probable_passes(
+    joints: Ints, joint_cost: Floats, end_cost: Floats, share_cost: Floats, seconds: float
+) -> tuple[Ints, Ints, bool]:
+    """How many filaments pass each piece of a path and take each joint, and whether that is sure to be best.
+
+    A piece that x filaments pass, of which y go on at an end, has x - y ends there. Up to y of these are inside of
+    filaments that go on, where nothing is seen of an end, so that they cost ``INSIDE`` at most.
+
+    Parameters
+    ----------
+    joints : (2, J) int64, ends of pieces that may be joined; piece k of P has the ends k and P + k
+    joint_cost : (J,) log-odds, of each filament that takes a joint
+    end_cost : (2 P,) log-odds
+    share_cost : (P, K) log-odds, of a second, a third, ... filament through a piece; none is taken to cost less than
+        the one before it
+
+    Returns
+    -------
+    (P,) int64 from 1 to K + 1, (J,) int64, and whether it is sure
+    """
+    (count, more), num_joints = share_cost.shape, len(joint_cost)
+    end, piece = np.arange(2 * count), np.tile(np.arange(count), more + 1)
+    through = np.arange(len(piece))
+    joint = len(piece) + np.arange(num_joints)
+    inside = len(piece) + num_joints + end
+    width = len(piece) + num_joints + 2 * count
+
+    cost = np.concatenate([np.zeros(count), np.maximum.accumulate(share_cost, axis=1).T.reshape(-1)])
+    gain = np.concatenate(
+        [
+            -cost - (end_cost[:count] + end_cost[count:])[piece],
+            end_cost[joints].sum(axis=0) - joint_cost,
+            np.maximum(end_cost - INSIDE, 0),
+        ]
+    )
+    goes_on = [(joints[0], joint), (joints[1], joint)]
+    hidden = (end, inside, -1)
+    there = [(piece, through, 1), (count + piece, through, 1), *((*one, -1) for one in goes_on), hidden]
+    amounts, optimal = best(
+        gain,
+        np.ones(width, dtype=np.int64),
+        [
+            LinearConstraint(_matrix(there, (2 * count, width)), 0, np.inf),
+            LinearConstraint(_matrix([*((*one, 1) for one in goes_on), hidden], (2 * count, width)), 0, np.inf),
+        ],
+        seconds,
+        least=(np.arange(width) < count).astype(np.int64),  # which is what is taken where there was no time
+        most=np.where(np.arange(width) < len(piece), 1, more + 1),
+    )
+    return amounts[through].reshape(more + 1, count).sum(axis=0), amounts[joint], optimal
 
 
 def best(
