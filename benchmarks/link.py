@@ -47,8 +47,8 @@ SCENES = [(name, blur) for name in SIMULATORS for blur in (None, 4.0, 3.0, 2.5, 
 REACH = 2.5  # filament widths
 VARIATIONS: dict[str, tuple[float, float]] = {
     "end_cost": (3.0, 5.0),
-    "bend_cost": (10.0, 30.0),
-    "turn_cost": (20.0, 80.0),
+    "bend_cost": (20.0, 40.0),
+    "turn_cost": (40.0, 80.0),
     "crossing_cost": (0.0, 1.0),
     "max_edge_gain": (0.5, 2.0),
     "max_node_gain": (1.0, 3.0),
