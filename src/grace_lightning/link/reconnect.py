@@ -97,8 +97,9 @@ def _cut(pos: Floats, paths: list[Path], share_cost: Floats, scale: float) -> tu
     for (nodes, closed), touches in zip(paths, touched, strict=True):
         points = pos[nodes]
         arc = arc_lengths(points)
-        inner = [] if closed else [_turns(points, scale), _changes(share_cost[nodes], arc, scale)]
-        at = _apart(np.unique(np.concatenate([touches, *inner])), arc, scale)
+        none = touches[:0]
+        turns, changes = (none, none) if closed else (_turns(points, scale), _changes(share_cost[nodes], arc, scale))
+        at = _apart(np.concatenate([turns, touches, changes]), arc, scale)
         if closed and not len(at):
             rings.append((nodes, True))
             continue
@@ -164,12 +165,12 @@ def _inside(at: Ints, arc: Floats, scale: float) -> Ints:
 
 
 def _apart(at: Ints, arc: Floats, scale: float) -> Ints:
-    """Of ascending vertices those that lie more than a filament's width behind the one before."""
+    """Of vertices, the most important first, those more than a filament's width from all before; ascending."""
     kept: list[int] = []
     for k in at.tolist():
-        if not kept or arc[k] - arc[kept[-1]] > scale:
+        if (np.abs(arc[kept] - arc[k]) > scale).all():
             kept.append(k)
-    return np.array(kept, dtype=np.int64)
+    return np.sort(np.array(kept, dtype=np.int64))
 
 
 # ---- joining --------------------------------------------------------------------------------------------------------
