@@ -31,6 +31,15 @@ class Logits(NamedTuple):
     third: Tensor
 
 
+EDGE_HEADS = ("edge", "link")
+"""Those of :class:`Logits` that are of edges; the others are of nodes."""
+
+
+def _ask_heads(network: nn.Module, h: Tensor, around: Tensor) -> Logits:
+    """What the heads of a network say of node states (N, F) and of what is known of edges (E, G)."""
+    return Logits(*(getattr(network, f"{name}_head")(around if name in EDGE_HEADS else h) for name in Logits._fields))
+
+
 def mlp(widths: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear layers of the given widths with GELU and dropout between them."""
     layers: list[nn.Module] = []
@@ -143,14 +152,7 @@ class _NodeEdgeNetwork(nn.Module):
             h = block(h, directed, directed_h)
         h = self.node_norm(h)
         around = torch.cat([pair(h, edges), edge_h], dim=1)
-        return Logits(
-            self.node_head(h),
-            self.edge_head(around),
-            self.end_head(h),
-            self.link_head(around),
-            self.second_head(h),
-            self.third_head(h),
-        )
+        return _ask_heads(self, h, around)
 
 
 def around_nodes(target: Tensor, values: Tensor, num_nodes: int) -> Tensor:
@@ -266,14 +268,7 @@ class MPNN(nn.Module):
             directed, directed_h = both_ways(edges, edge_h)
             h = h + update_nodes(torch.cat([h, around_nodes(directed[1], directed_h, len(h))], dim=1))
         around = torch.cat([pair(h, edges), edge_h], dim=1)
-        return Logits(
-            self.node_head(h),
-            self.edge_head(around),
-            self.end_head(h),
-            self.link_head(around),
-            self.second_head(h),
-            self.third_head(h),
-        )
+        return _ask_heads(self, h, around)
 
 
 def _update(width_in: int, width: int, dropout: float) -> nn.Module:

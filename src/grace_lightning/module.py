@@ -23,13 +23,12 @@ from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Graph, Label
 from grace_lightning.link import Filaments, Linker
 from grace_lightning.metrics import EpochOutcomes, classification, fit_temperature
-from grace_lightning.models import Logits
+from grace_lightning.models import EDGE_HEADS, Logits
 
 CHECKPOINT_KEY = "grace_lightning"
 """Where a checkpoint keeps the resolved configuration it was trained with."""
 
 HEADS = Logits._fields
-EDGE_HEADS = ("edge", "link")
 
 Heads = dict[str, Tensor]
 
