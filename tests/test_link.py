@@ -12,10 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint
+from scipy.sparse import csc_array
 
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.graph import delaunay
 from grace_lightning.link import Components, Filaments, Programme
+from grace_lightning.link.solve import best
 from grace_lightning.simulate import Simulator, image_generator
 
 
@@ -483,3 +486,20 @@ def test_large_parts_do_without_their_least_probable_edges():
     probability = np.repeat([0.95, 0.06], [along.shape[1], rungs.shape[1]])
     found = Programme()(pos, np.concatenate([along, rungs], axis=1), np.full(3000, 0.95), probability)
     assert sorted(sorted(nodes.tolist()) for nodes in found.nodes) == rows.tolist()
+
+
+def amounts(gain, at_most_one_of, num=3):
+    rows = np.zeros((len(at_most_one_of), num))
+    for row, columns in zip(rows, at_most_one_of, strict=True):
+        row[list(columns)] = 1
+    return best(np.array(gain), np.ones(num, dtype=np.int64), [LinearConstraint(csc_array(rows), -np.inf, 1)], 10.0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "taken"), [([3.0, 2.0, 1.0], [1, 0, 0]), ([1.0, 2.5, 2.0], [0, 1, 0]), ([-1.0, -1.0, 1.0], [0, 0, 1])]
+)
+def test_fractions_are_no_solution_of_a_programme(gain, taken):
+    """With fractions, half of each of three that exclude one another would be better than one of them."""
+    found, sure = amounts(gain, [(0, 1), (1, 2), (0, 2)])
+    assert found.tolist() == taken
+    assert sure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from grace_lightning.link.filaments import Bools, Floats, Ints
 
 INSIDE = 3.0
 """The most that the end of a filament costs where another one, that it runs in, goes on; log-odds."""
+
+WHOLE = 1e-5
+"""An amount this near to a whole number is one."""
 
 
 @dataclass(frozen=True)
@@ -171,16 +175,22 @@ def best(
     """Amounts with the greatest gain found in ``seconds``, and whether it is sure to be the greatest.
 
     Amounts lie between ``least`` and ``most`` and are rounded. Where none was found in time, they are ``least``.
+    Most of these programmes have whole amounts for their optimum even where fractions are allowed, which is found in a
+    fraction of the time; so that is tried first.
     """
-    result = milp(
-        -gain,
-        integrality=integrality,
-        bounds=Bounds(least, most),
-        constraints=constraints,
-        options={"mip_rel_gap": 0, "time_limit": max(seconds, 0.0)},
-    )
+    deadline = time.monotonic() + seconds
+    for whole in (np.zeros_like(integrality), integrality):
+        result = milp(
+            -gain,
+            integrality=whole,
+            bounds=Bounds(least, most),
+            constraints=constraints,
+            options={"mip_rel_gap": 0, "time_limit": max(deadline - time.monotonic(), 0.0)},
+        )
+        if result.status == 0 and (np.abs(result.x - np.rint(result.x)) < WHOLE)[integrality > 0].all():
+            return np.rint(result.x).astype(np.int64), True
     found = np.broadcast_to(least, len(gain)) if result.x is None else np.rint(result.x)
-    return found.astype(np.int64), bool(result.status == 0)
+    return found.astype(np.int64), False
 
 
 def _matrix(entries: list[tuple[Ints, Ints, int]], shape: tuple[int, int]) -> sp.csc_array:
