@@ -1,156 +1,32 @@
-"""The network in training: features, loss, metrics, optimiser, checkpoints."""
+"""The network in training: features, loss, metrics, optimiser."""
 
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed, nn
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from grace_lightning.data import GraphData
-from grace_lightning.errors import InputError, LossError
+from grace_lightning.errors import LossError
 from grace_lightning.features import PatchAugmentation
-from grace_lightning.graph import Graph, Label
-from grace_lightning.link import Filaments, Linker
 from grace_lightning.metrics import EpochOutcomes, classification, fit_temperature
 from grace_lightning.models import EDGE_HEADS, Logits
-
-CHECKPOINT_KEY = "grace_lightning"
-"""Where a checkpoint keeps the resolved configuration it was trained with."""
+from grace_lightning.module.checkpoint import CHECKPOINT_KEY
+from grace_lightning.module.loss import balanced_weights, class_counts, margin, summed_cross_entropy
+from grace_lightning.module.prediction import Prediction
+from grace_lightning.module.processes import Arriving, from_all_processes, mean_over_processes
 
 HEADS = Logits._fields
 
 Heads = dict[str, Tensor]
-
-T = TypeVar("T")
-
-
-class Prediction(NamedTuple):
-    """Probabilities of one image.
-
-    Attributes
-    ----------
-    name : stem of the image
-    node_probability, edge_probability : (N,) and (E,) float32, of the positive class
-    end_probability : (N,) float32, that a filament ends at a node of one; None where that was never learned
-    link_probability : (E,) float32, that one filament goes from the edge's one end to the other; None likewise
-    second_probability, third_probability : (N,) float32, that two filaments or more, or three or more, pass a node of
-        one; None likewise
-    node_label, edge_label : (N,) and (E,) int64
-    """
-
-    name: str
-    node_probability: Tensor
-    edge_probability: Tensor
-    end_probability: Tensor | None
-    link_probability: Tensor | None
-    second_probability: Tensor | None
-    third_probability: Tensor | None
-    node_label: Tensor
-    edge_label: Tensor
-
-    def filaments(self, linker: Linker, graph: Graph) -> Filaments:
-        """What ``linker`` makes of the probabilities; those of links count where they are known, or else of edges."""
-        edge = self.edge_probability if self.link_probability is None else self.link_probability
-        further = [p for p in (self.second_probability, self.third_probability) if p is not None]
-        more = torch.stack(further, dim=1) if further else None
-        return linker(graph.pos, graph.edges, self.node_probability, edge, self.end_probability, more)
-
-
-def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Probabilities and labels of all ``nodes`` and of all ``edges``."""
-    return {
-        "nodes": (torch.cat([p.node_probability for p in predictions]), torch.cat([p.node_label for p in predictions])),
-        "edges": (torch.cat([p.edge_probability for p in predictions]), torch.cat([p.edge_label for p in predictions])),
-    }
-
-
-def masked_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over what is labelled; 0 where all is UNKNOWN.
-
-    Parameters
-    ----------
-    logits : (M, 2)
-    label : (M,) int64
-    weight : (2,) per class or None
-    """
-    total, known = summed_cross_entropy(logits, label, weight)
-    return total / known.clamp(min=1e-12)
-
-
-def summed_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropy over what is labelled, and the number (or sum of weights) of that."""
-    total = functional.cross_entropy(logits, label, weight, ignore_index=Label.UNKNOWN, reduction="sum")
-    known = (label != Label.UNKNOWN).to(total.dtype)
-    if weight is not None:
-        known = known * weight[label.clamp(max=1)]
-    return total, known.sum()
-
-
-def margin(logits: Tensor) -> Tensor:
-    """Log-odds of the positive class: (M, 2) to (M,)."""
-    return logits[:, 1] - logits[:, 0]
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor without gradient over the processes that train together; itself where there is one."""
-    if _processes() == 1:
-        return value
-    value = value.clone()
-    distributed.all_reduce(value)
-    return value / _processes()
-
-
-def _from_all_processes(found: list[T]) -> list[T]:
-    if _processes() == 1:
-        return found
-    gathered: list[list[T]] = [[] for _ in range(_processes())]
-    distributed.all_gather_object(gathered, found)
-    return [one for part in gathered for one in part]
-
-
-class _Arriving:
-    """A tensor on its way to the CPU."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.copy = tensor.to("cpu", non_blocking=True)
-        self.ready = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
-        if self.ready is not None:
-            self.ready.record()
-
-    def value(self) -> Tensor:
-        """The tensor, waited for."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        return self.copy
-
-
-def class_counts(label: Tensor) -> Tensor:
-    """Number of negatives and of positives among labels (M,): (2,) int64."""
-    return torch.bincount(label, minlength=3)[:2]
-
-
-def balanced_weights(counts: Tensor) -> Tensor:
-    """Class weights inversely proportional to the classes' counts (2,), 1 on the mean over all examples: (2,) float32.
-
-    A class that never occurs weighs like the other.
-    """
-    weights = counts.sum() / (2 * counts.clamp(min=1))
-    return torch.where((counts > 0).all(), weights, torch.ones(2)).float()
 
 
 class GraceModule(pl.LightningModule):
@@ -206,7 +82,7 @@ class GraceModule(pl.LightningModule):
         # by stage, since validation runs inside a training epoch: the losses and the number of images of each step
         self._losses: dict[str, list[Tensor]] = {"train": [], "valid": []}
         self._names: dict[str, list[list[str]]] = {"train": [], "valid": []}
-        self._latest: _Arriving | None = None
+        self._latest: Arriving | None = None
         self.scores = nn.ModuleDict(
             {f"{stage}_{head}": EpochOutcomes() for stage in ("train", "valid") for head in HEADS}
         )
@@ -258,7 +134,7 @@ class GraceModule(pl.LightningModule):
         weights = {"node": self.node_class_weight, "edge": self.edge_class_weight, "link": self.edge_class_weight}
         parts = {head: summed_cross_entropy(logits[head], data[f"{head}_label"], weights.get(head)) for head in HEADS}
         # A mean over the images of all processes: then the mean of their gradients is that of one large batch.
-        known = _mean_over_processes(torch.stack([count for _, count in parts.values()])).clamp(min=1e-12)
+        known = mean_over_processes(torch.stack([count for _, count in parts.values()])).clamp(min=1e-12)
         losses = {head: total / count for (head, (total, _)), count in zip(parts.items(), known, strict=True)}
         loss = sum((self.loss_weight[head] * value for head, value in losses.items()), torch.zeros_like(losses["node"]))
         for head in losses:
@@ -274,8 +150,8 @@ class GraceModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: GraphData, batch_idx: int) -> None:
         """Stop where a loss is not finite: of this step on a CPU, of the one before on a GPU, which need not wait."""
-        loss = _mean_over_processes(self._losses["train"][-1][:1])
-        before, self._latest = self._latest, _Arriving(loss)
+        loss = mean_over_processes(self._losses["train"][-1][:1])
+        before, self._latest = self._latest, Arriving(loss)
         seen = self._latest if self._latest.ready is None else before
         if seen is not None and not seen.value().isfinite():
             self._refuse_losses("train")
@@ -288,7 +164,7 @@ class GraceModule(pl.LightningModule):
         """Say at which images the loss is not finite; in every process."""
         steps = zip(self._losses[stage], self._names[stage], strict=True)
         own = [(k, float(row[0]), names) for k, (row, names) in enumerate(steps) if not row[0].isfinite()]
-        found = _from_all_processes(own)
+        found = from_all_processes(own)
         step = min(k for k, _, _ in found)
         value = next(value for k, value, _ in found if k == step)
         names = sorted({name for k, _, names in found if k == step for name in names})
@@ -334,7 +210,7 @@ class GraceModule(pl.LightningModule):
         Lightning's own log, which takes as long as a layer of the network for every value, gets what callbacks
         monitor: the losses, and the validation scores. The rest goes to the loggers directly.
         """
-        steps = _mean_over_processes(torch.stack(self._losses[stage]))
+        steps = mean_over_processes(torch.stack(self._losses[stage]))
         if not steps[:, 0].isfinite().all():
             self._refuse_losses(stage)
         self._losses[stage].clear()
@@ -376,27 +252,3 @@ class GraceModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, so that evaluation and prediction need the checkpoint alone."""
         checkpoint[CHECKPOINT_KEY] = self.config
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint's content, without running anything in it.
-
-    Raises
-    ------
-    InputError
-        The file is missing, cannot be read, or is not a checkpoint of this package.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; a run keeps its own in <run folder>/model/best.ckpt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "it holds more than numbers and text, which is never loaded"
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is it one of grace-train?") from error
-    except Exception as error:  # torch raises whatever zip and pickle raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is the file complete?") from error
-    if not isinstance(content, dict) or not {CHECKPOINT_KEY, "state_dict"} <= content.keys():
-        raise InputError(f"{path}: not a checkpoint of grace-train (it has no '{CHECKPOINT_KEY}' and 'state_dict')")
-    return content
