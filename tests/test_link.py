@@ -202,6 +202,19 @@ def test_short_paths_go():
     assert linked(drawing, min_length=3.1) == ["abcdef"]
 
 
+def test_filaments_go_that_are_doubtful_beside_others():
+    """Six nodes of .75 gain more than two ends cost; beside nodes of .95 they are doubtful, alone they are not."""
+    drawing = Drawing("a b c d e f\n\n\n\ng h i j k l", f"{chain('abcdef')} {chain('ghijkl')}")
+    drawing.node_probability[6:] = 0.75
+
+    assert linked(drawing) == ["abcdef"]
+    assert linked(drawing, min_relative_probability=0.8) == ["abcdef", "ghijkl"]
+    drawing.node_probability[7:] = 0.95
+    assert linked(drawing) == ["abcdef", "ghijkl"]
+    drawing.node_probability[:] = 0.75
+    assert linked(drawing) == ["abcdef", "ghijkl"]
+
+
 def test_points_beside_a_path_join_it_in_order():
     """Within 10 pixels of the path, before its beginning too; a doubtful one does not."""
     drawing = Drawing("xa bycz d e f", chain("abcdef"), doubtful="z")
@@ -319,6 +332,7 @@ def test_passing_of_the_time_limit_is_said():
         ({"end_cost": -1.0}, "end_cost: -1.0, expected 0 or more"),
         ({"bend_cost": float("nan")}, "bend_cost: nan, expected more than 0"),
         ({"min_probability": 0.0}, "min_probability: 0.0, expected a probability above 0 and below 1"),
+        ({"min_relative_probability": 1.1}, "min_relative_probability: 1.1, expected 0 to 1"),
         ({"time_limit": 0.0}, "time_limit: 0.0, expected seconds above 0"),
     ],
 )

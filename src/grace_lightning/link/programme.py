@@ -22,12 +22,12 @@ from grace_lightning.link.trace import trace
 
 POSITIVE = 0.5  # a node of a higher probability can join a path that it lies beside
 JITTER = 0.5  # filament widths; between edges of this length a bend costs half as much, it may be the detector's
-GAP_COST = 0.5  # of a gap of one filament width, growing with its square, log-odds
+GAP_COST = 0.25  # of a gap of one filament width, growing with its square, log-odds
 OVERLAP = 0.35  # filament widths; the ends of a path that run as near along a longer one go
 SWALLOWED = 0.85  # share of a path's nodes near longer paths, from which on it is none of its own
 END_PRIOR = 1.0  # added to the log-odds against an end where its probability is known
 END_COSTS = (1.0, 7.0)  # the least and the most that an end costs then
-SHARE_PRIOR = 0.5  # the same, for the odds against a further filament
+SHARE_PRIOR = 0.2  # the same, for the odds against a further filament
 MOST = 3  # filaments through one node
 LARGE = 2000  # nodes of a connected part, from which on only edges of twice the least probability enter it,
 PROBABLE = 0.2  # as long as the least is below this
@@ -63,7 +63,8 @@ class Programme:
     their course, over two widths to either side, turns, and ends up to ``max_gap`` apart are joined as it costs least,
     so that filaments go straight on through crossings and across gaps: see ``link/reconnect.py``. Short paths go, and
     those that mostly lie within half a filament's width of longer ones; nodes of a probability above one half that lie
-    as near to a path join it.
+    as near to a path join it. Last, filaments go whose nodes are less probable on the whole than those of
+    others: a network that takes the edge of a support film for a filament is in doubt all along it.
 
     Parameters
     ----------
@@ -82,6 +83,8 @@ class Programme:
         nodes hang together, it is doubled among them, once or twice, so that the time grows with the number of nodes
     max_gap : filament widths between ends that may be joined; 0 for ends at one node only
     min_length : filament widths; shorter paths go
+    min_relative_probability : the mean of a filament's nodes, as a part of the mean that positive nodes are expected to
+        have, which is sum p^2 / sum p over the image; less probable filaments go
     time_limit : seconds for the whole graph; where they pass, a warning says so and the best found by then is given
 
     Raises
@@ -96,7 +99,7 @@ class Programme:
         end_cost: float = 4.0,
         end_weight: float = 2.0,
         bend_cost: float = 30.0,
-        turn_cost: float = 60.0,
+        turn_cost: float = 40.0,
         crossing_cost: float = 0.3,
         share_cost: float = 0.05,
         share_weight: float = 0.3,
@@ -105,6 +108,7 @@ class Programme:
         min_probability: float = 0.05,
         max_gap: float = 4.0,
         min_length: float = 3.0,
+        min_relative_probability: float = 0.9,
         time_limit: float = 60.0,
     ) -> None:
         for name, value in {"bend_cost": bend_cost, "turn_cost": turn_cost}.items():
@@ -116,6 +120,7 @@ class Programme:
             expect(name, value, "0 or more", 0 <= value < inf)
         expect("scale", scale, "pixels above 0", 0 < scale < inf)
         expect("min_probability", min_probability, "a probability above 0 and below 1", 0 < min_probability < 1)
+        expect("min_relative_probability", min_relative_probability, "0 to 1", 0 <= min_relative_probability <= 1)
         expect("time_limit", time_limit, "seconds above 0", time_limit > 0)
         self.scale = scale
         self.end_cost = end_cost
@@ -130,6 +135,7 @@ class Programme:
         self.min_probability = min_probability
         self.max_gap = max_gap
         self.min_length = min_length
+        self.min_relative_probability = min_relative_probability
         self.time_limit = time_limit
 
     def __call__(
@@ -235,8 +241,14 @@ class Programme:
         around = near(given.pos, paths, self.scale / 2).where(given.node_probability > POSITIVE)
         bounds = np.searchsorted(around.path, np.arange(len(paths) + 1))
         parts = [slice(a, b) for a, b in pairwise(bounds)]
-        joined = [join(given.pos, p, around.node[s], around.along[s]) for p, s in zip(paths, parts, strict=True)]
-        return given.outside([n for n, _ in joined], [b for _, b in joined], [closed for _, closed in paths])
+        joined = [
+            (*join(given.pos, path, around.node[part], around.along[part]), path[1])
+            for path, part in zip(paths, parts, strict=True)
+        ]
+        p = given.node_probability
+        least = self.min_relative_probability * (p**2).sum() / p.sum()
+        probable = [one for one in joined if p[one[0]].mean() >= least]
+        return given.outside([n for n, _, _ in probable], [b for _, b, _ in probable], [c for _, _, c in probable])
 
     def _warn(self, what: str) -> None:
         warnings.warn(
