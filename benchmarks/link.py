@@ -48,13 +48,14 @@ REACH = 2.5  # filament widths
 VARIATIONS: dict[str, tuple[float, float]] = {
     "end_cost": (3.0, 5.0),
     "bend_cost": (20.0, 40.0),
-    "turn_cost": (40.0, 80.0),
+    "turn_cost": (30.0, 60.0),
     "crossing_cost": (0.0, 1.0),
     "max_edge_gain": (0.5, 2.0),
     "max_node_gain": (1.0, 3.0),
     "min_probability": (0.02, 0.1),
     "max_gap": (2.0, 5.0),
     "min_length": (2.0, 4.0),
+    "min_relative_probability": (0.0, 0.95),
 }
 GOAL = {1_000: 0.5, 10_000: 8.0}
 
