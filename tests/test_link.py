@@ -5,14 +5,13 @@ pixels wide. Nodes are numbered by their letters. What is named is probable (.95
 """
 
 import warnings
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import LinearConstraint
 from scipy.sparse import csc_array
 
 from grace_lightning.errors import InputError, InputWarning
@@ -318,7 +317,9 @@ def test_crossing_lines_are_told_apart(seed):
 def test_passing_of_the_time_limit_is_said():
     _, (pos, edges, node, edge) = simulated(0)
 
-    with pytest.warns(InputWarning, match=r"time_limit: 1e-06 s passed before .* connected parts .* Raise time_limit"):
+    with pytest.warns(
+        InputWarning, match=r"time_limit: 1e-06 s passed before .* parts of the graph, .* Raise time_limit"
+    ):
         Programme(time_limit=1e-6)(pos, edges, node, edge)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -502,11 +503,18 @@ def test_large_parts_do_without_their_least_probable_edges():
     assert sorted(sorted(nodes.tolist()) for nodes in found.nodes) == rows.tolist()
 
 
-def amounts(gain, at_most_one_of, num=3):
-    rows = np.zeros((len(at_most_one_of), num))
-    for row, columns in zip(rows, at_most_one_of, strict=True):
-        row[list(columns)] = 1
-    return best(np.array(gain), np.ones(num, dtype=np.int64), [LinearConstraint(csc_array(rows), -np.inf, 1)], 10.0)
+def best_of(gain, exclusive):
+    """The best of amounts of which some exclude one another; a further one, which is 1, stands for the right side."""
+    count = len(gain)
+    rows = np.zeros((len(exclusive), count + 1))
+    for row, columns in zip(rows, exclusive, strict=True):
+        row[list(columns)], row[-1] = 1, -1
+    least = np.arange(count + 1) == count
+    found, sure = best(
+        np.append(gain, 0.0), csc_array(rows), None, 10.0, whole=np.ones(count + 1, dtype=bool), least=least.astype(int)
+    )
+    assert sure
+    return found[:-1].tolist()
 
 
 @pytest.mark.parametrize(
@@ -514,6 +522,16 @@ def amounts(gain, at_most_one_of, num=3):
 )
 def test_fractions_are_no_solution_of_a_programme(gain, taken):
     """With fractions, half of each of three that exclude one another would be better than one of them."""
-    found, sure = amounts(gain, [(0, 1), (1, 2), (0, 2)])
-    assert found.tolist() == taken
-    assert sure
+    assert best_of(gain, [(0, 1), (1, 2), (0, 2)]) == taken
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 9), st.sampled_from([0.3, 3.0, 30.0]))
+def test_no_other_whole_amounts_are_better(seed, count, scale):
+    """All of them, tried one by one; gaps to the best fractions are small or large against what is kept."""
+    rng = np.random.default_rng(seed)
+    gain = scale * rng.normal(0.3, 1, count)
+    exclusive = [rng.choice(count, 2, replace=False) for _ in range(2 * count)]
+    every = np.array(list(product((0, 1), repeat=count)))
+    allowed = every[[all(amounts[list(pair)].sum() <= 1 for pair in exclusive) for amounts in every]]
+    assert gain @ best_of(gain, exclusive) == pytest.approx((allowed @ gain).max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from math import inf
 
@@ -31,6 +31,7 @@ SHARE_PRIOR = 0.2  # the same, for the odds against a further filament
 MOST = 3  # filaments through one node
 LARGE = 2000  # nodes of a connected part, from which on only edges of twice the least probability enter it,
 PROBABLE = 0.2  # as long as the least is below this
+SMALL = 300  # nodes; connected parts are solved together until they have as many, since every solution has its costs
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
 
 
@@ -197,11 +198,12 @@ class Programme:
         place = np.zeros(len(given.pos), dtype=np.int64)
         paths: list[Path] = []
         late = []
-        for nodes, own in _parts(edges, probability, len(given.pos), self.min_probability):
-            hope = np.maximum(edge_gain[own], 0).sum() + np.maximum(node_gain[nodes], 0).sum()
-            ends = 2 * end_cost[nodes].min()
-            if hope <= (ends if len(own) < len(nodes) else 0):  # no ring in it, so two ends to pay
-                continue
+        worth = (
+            (nodes, own)
+            for nodes, own in _parts(edges, probability, len(given.pos), self.min_probability)
+            if self._can_gain(len(own) < len(nodes), edge_gain[own], node_gain[nodes], end_cost[nodes])
+        )
+        for nodes, own in _together(worth, SMALL):
             place[nodes] = np.arange(len(nodes))
             ends = place[edges[:, own]]
             pairs = meeting_pairs(given.pos[nodes], ends, bend_cost=self.bend_cost, jitter=JITTER * self.scale)
@@ -221,8 +223,13 @@ class Programme:
             number, pairs = np.cumsum(edge) - 1, pairs.where(pair)
             paths += [(nodes[path], ring) for path, ring in trace(ends[:, edge], pairs.node, number[pairs.edges])]
         if late:
-            self._warn(f"before {len(late)} connected parts of the graph, of up to {max(late)} nodes, were solved")
+            self._warn(f"before {len(late)} parts of the graph, of up to {max(late)} nodes, were solved")
         return paths
+
+    def _can_gain(self, no_ring: bool, edge_gain: Floats, node_gain: Floats, end_cost: Floats) -> bool:
+        """Whether all that speaks for a connected part outweighs two ends, which any path in it has that is no ring."""
+        hope = np.maximum(edge_gain, 0).sum() + np.maximum(node_gain, 0).sum()
+        return bool(hope > (2 * end_cost.min() if no_ring else 0))
 
     def _gain(self, probability: Floats) -> Floats:
         return _log_odds(np.maximum(probability, self.min_probability))
@@ -288,3 +295,15 @@ def _parts(edges: Ints, probability: Floats, num_nodes: int, least: float) -> It
                 todo.append((inside[probability[inside] >= 2 * least], 2 * least))
             else:
                 yield nodes[node_bounds[k] : node_bounds[k + 1]], inside
+
+
+def _together(parts: Iterable[tuple[Ints, Ints]], least: int) -> Iterator[tuple[Ints, Ints]]:
+    """The nodes and edges of several parts, until there are ``least`` nodes or more."""
+    some: list[tuple[Ints, Ints]] = []
+    for part in parts:
+        some.append(part)
+        if sum(len(nodes) for nodes, _ in some) >= least:
+            yield np.concatenate([nodes for nodes, _ in some]), np.concatenate([own for _, own in some])
+            some = []
+    if some:
+        yield np.concatenate([nodes for nodes, _ in some]), np.concatenate([own for _, own in some])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from grace_lightning.link.filaments import Bools, Floats, Ints
 
@@ -16,6 +17,9 @@ INSIDE = 3.0
 
 WHOLE = 1e-5
 """An amount this near to a whole number is one."""
+
+SLACK = 1.0
+"""By how much the best whole amounts are first supposed to gain less than the best fractions; log-odds."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,10 @@ def best_paths(
     passes = [(edges[0], x, 1), (edges[1], x, 1), (pairs.node, y, -1), (z - z[0], z, -1), (z - z[0], c, -1)]
     taken, optimal = best(
         gain,
-        np.repeat([1, 0], [num_edges + num_pairs, 2 * num_nodes]),
-        [
-            LinearConstraint(_matrix(goes_on, (2 * num_edges, len(gain))), -np.inf, 0),
-            LinearConstraint(_matrix(passes, (num_nodes, len(gain))), 0, 0),
-        ],
+        _matrix(goes_on, (2 * num_edges, len(gain))),
+        _matrix(passes, (num_nodes, len(gain))),
         seconds,
+        whole=np.arange(len(gain)) < num_edges + num_pairs,
     )
     return taken[:num_edges] > 0, taken[num_edges : num_edges + num_pairs] > 0, optimal
 
@@ -146,17 +148,16 @@ def most_probable_passes(
             np.maximum(end_cost - INSIDE, 0),
         ]
     )
-    goes_on = [(joints[0], joint), (joints[1], joint)]
-    hidden = (end, inside, -1)
-    there = [(piece, through, 1), (count + piece, through, 1), *((*one, -1) for one in goes_on), hidden]
+    goes_on = [(joints[0], joint, -1), (joints[1], joint, -1)]
+    hidden = (end, inside, 1)
+    there = [(piece, through, -1), (count + piece, through, -1), *((*one[:2], 1) for one in goes_on), hidden]
+    few = [(2 * count + row, column, value) for row, column, value in [*goes_on, hidden]]
     amounts, optimal = best(
         gain,
-        np.ones(width, dtype=np.int64),
-        [
-            LinearConstraint(_matrix(there, (2 * count, width)), 0, np.inf),
-            LinearConstraint(_matrix([*((*one, 1) for one in goes_on), hidden], (2 * count, width)), 0, np.inf),
-        ],
+        _matrix([*there, *few], (4 * count, width)),
+        None,
         seconds,
+        whole=np.ones(width, dtype=bool),
         least=(np.arange(width) < count).astype(np.int64),  # which is what is taken where there was no time
         most=np.where(np.arange(width) < len(piece), 1, more + 1),
     )
@@ -165,32 +166,67 @@ def most_probable_passes(
 
 def best(
     gain: Floats,
-    integrality: Ints,
-    constraints: list[LinearConstraint],
+    at_most_zero: sp.csc_array,
+    zero: sp.csc_array | None,
     seconds: float,
     *,
+    whole: Bools,
     least: Ints | int = 0,
     most: Ints | int = 1,
 ) -> tuple[Ints, bool]:
     """Amounts with the greatest gain found in ``seconds``, and whether it is sure to be the greatest.
 
-    Amounts lie between ``least`` and ``most`` and are rounded. Where none was found in time, they are ``least``.
-    Most of these programmes have whole amounts for their optimum even where fractions are allowed, which is found in a
-    fraction of the time; so that is tried first.
+    With fractions allowed, the best amounts are found in a fraction of the time, and mostly are whole. Where they are
+    not, what they gain is a bound, and their reduced costs tell of most amounts that another value would fall short of
+    the bound by more than ``SLACK``: those are kept. A solution of the rest that falls short by less is the best; one
+    that does not tells how much has to be left open instead.
+
+    Parameters
+    ----------
+    gain : (M,) of one of each
+    at_most_zero, zero : (any, M); what these rows times the amounts have to be
+    whole : (M,) amounts that have to be whole; the others are whole where these are
+    least, most : (M,) or for all; ``least`` is what is given where nothing was found in time
     """
     deadline = time.monotonic() + seconds
-    for whole in (np.zeros_like(integrality), integrality):
+    low, high = (np.broadcast_to(np.asarray(bound, dtype=np.float64), gain.shape) for bound in (least, most))
+    problem: dict[str, Any] = {  # the types of which lack sparse arrays
+        "A_ub": at_most_zero,
+        "b_ub": np.zeros(at_most_zero.shape[0]),
+        "A_eq": zero,
+        "b_eq": None if zero is None else np.zeros(zero.shape[0]),
+        "bounds": np.stack([low, high], axis=1),
+        "options": {"time_limit": max(seconds, 0.0)},
+    }
+    relaxed = linprog(-gain, **problem)
+    if relaxed.status == 0 and (np.abs(relaxed.x - np.rint(relaxed.x)) < WHOLE)[whole].all():
+        return np.rint(relaxed.x).astype(np.int64), True
+
+    constraints = [LinearConstraint(at_most_zero, -np.inf, 0)] + (
+        [] if zero is None else [LinearConstraint(zero, 0, 0)]
+    )
+    slack = SLACK if relaxed.status == 0 else np.inf
+    while True:
+        bounds = low, high
+        if slack < np.inf:
+            bounds = (
+                np.where(relaxed.upper.marginals < -slack, high, low),
+                np.where(relaxed.lower.marginals > slack, low, high),
+            )
         result = milp(
             -gain,
-            integrality=whole,
-            bounds=Bounds(least, most),
+            integrality=whole.astype(np.int64),
+            bounds=Bounds(*bounds),
             constraints=constraints,
             options={"mip_rel_gap": 0, "time_limit": max(deadline - time.monotonic(), 0.0)},
         )
-        if result.status == 0 and (np.abs(result.x - np.rint(result.x)) < WHOLE)[integrality > 0].all():
+        short = np.inf if result.x is None or slack == np.inf else float(result.fun - relaxed.fun)
+        if result.status == 0 and short <= slack:
             return np.rint(result.x).astype(np.int64), True
-    found = np.broadcast_to(least, len(gain)) if result.x is None else np.rint(result.x)
-    return found.astype(np.int64), False
+        if slack == np.inf or time.monotonic() >= deadline:
+            found = low if result.x is None else np.rint(result.x)
+            return found.astype(np.int64), False
+        slack = short + WHOLE
 
 
 def _matrix(entries: list[tuple[Ints, Ints, int]], shape: tuple[int, int]) -> sp.csc_array:
