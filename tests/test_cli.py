@@ -20,6 +20,7 @@ from grace_lightning.simulate import Simulator, simulate_folder
 
 SHORT = ["trainer.max_epochs=2", "callbacks.progress=null", "trainer.accelerator=cpu"]
 SMALL = [*SHORT, "features=statistics", "model=gcn", "model.hidden=[8]", "model.dense=[8]"]
+UNDRAWN = ["callbacks.figures=null", "callbacks.projector=null", "evaluate.pictures=false"]  # half of a short run
 LEARNED = [*SHORT, "model.width=8", "features.channels=[4]", "features.width=8"]
 
 
@@ -157,10 +158,11 @@ class TestTrain:
     def test_evaluation_links_and_draws_as_asked(self, trained, simulated, run):
         command = ["evaluate", f"checkpoint={trained[0]}/model/best.ckpt", f"data.infer_image_dir={simulated}"]
         accuracy = {}
-        for name, overrides in {"thin": ["evaluate.brush=1"], "wide": ["evaluate.brush=100"]}.items():
+        for name, overrides in {"thin": ["evaluate.brush=1", UNDRAWN[-1]], "wide": ["evaluate.brush=100"]}.items():
             # every node and edge is linked, so that something is drawn, however well the network has learnt
             options = ["link=components", "link.threshold=0", *overrides, f"hydra.run.dir={name}"]
             assert run(*command, *options)[0] == 0
+            assert bool(list(Path(name, "infer").rglob("*.png"))) == (name == "wide")
             objects = json.loads(Path(name, "metrics.json").read_text())["objects"]
             accuracy[name] = objects["approx"]["pixel_accuracy"]
         assert accuracy["wide"] < 0.5 < accuracy["thin"]
@@ -168,7 +170,8 @@ class TestTrain:
     def test_resuming_goes_on_where_the_run_stopped(self, trained, simulated, run):
         last = trained[0] / "model" / "last.ckpt"
         status, _, _ = run(
-            "train", *folders(simulated), *SMALL, f"ckpt_path={last}", "trainer.max_epochs=5", "hydra.run.dir=on"
+            *("train", *folders(simulated), *SMALL, *UNDRAWN),
+            *(f"ckpt_path={last}", "trainer.max_epochs=5", "hydra.run.dir=on"),
         )
         assert status == 0
         assert torch.load("on/model/last.ckpt", weights_only=True)["epoch"] == 4
@@ -191,9 +194,9 @@ class TestTrain:
     "overrides",
     [
         [*SMALL, "model=gat", "model.heads=2", "data.num_hops=1"],
-        [*SMALL, "features.laplacian=true", "augment=none", "logger=none", "callbacks.learning_rate=null"],
-        [*SMALL, "augment=none", "logger=csv", "callbacks.figures.every_n_epochs=1"],
-        [*LEARNED, "augment=strong", "data.batch_size=2"],
+        [*SMALL, *UNDRAWN, "features.laplacian=true", "augment=none", "logger=none", "callbacks.learning_rate=null"],
+        [*SMALL, UNDRAWN[-1], "augment=none", "logger=csv", "callbacks.figures.every_n_epochs=1"],
+        [*LEARNED, *UNDRAWN, "augment=strong", "data.batch_size=2"],
         [*LEARNED, "trainer.precision=bf16-mixed", "data.num_hops=2", "module.class_weights=balanced"],
     ],
     ids=lambda overrides: " ".join(overrides[-3:]),
@@ -212,22 +215,22 @@ def test_simulated_data_is_made_once_and_used_again(run):
         "data.simulation.simulator.size=[128,128]",
     ]
     simulation += [f"data.simulation.simulator.{k}" for k in ("width=10", "num_filaments=2", "false_detections=10")]
-    assert run("train", *SMALL, *simulation)[0] == 0
+    assert run("train", *SMALL, *UNDRAWN, *simulation)[0] == 0
     image = Path("simulated/train/train_0000.mrc")
     made = image.stat().st_mtime_ns
-    assert run("train", *SMALL, *simulation, "log_dir=again")[0] == 0
+    assert run("train", *SMALL, *UNDRAWN, *simulation, "log_dir=again")[0] == 0
     assert image.stat().st_mtime_ns == made
 
 
 def test_two_runs_of_one_second_have_two_folders(simulated, run):
     for _ in range(2):
-        run("train", *folders(simulated), *SMALL, "hydra.job.name=x", "trainer.max_epochs=1")
+        run("train", *folders(simulated), *SMALL, *UNDRAWN, "hydra.job.name=x", "trainer.max_epochs=1")
     assert len([p for p in Path("runs").iterdir() if (p / "metrics.json").is_file()]) == 2
 
 
 def test_same_seed_same_result(simulated, run):
     for name in ("a", "b"):
-        run("train", *folders(simulated), *SMALL, f"hydra.run.dir={name}", "seed=3")
+        run("train", *folders(simulated), *SMALL, *UNDRAWN, f"hydra.run.dir={name}", "seed=3")
     first, second = (torch.load(f"{n}/model/last.ckpt", weights_only=True)["state_dict"] for n in "ab")
     assert all(torch.equal(first[k], second[k]) for k in first)
 
@@ -287,7 +290,7 @@ class TestConfigFile:
         assert (made / "metrics.json").is_file()
 
     def test_a_sweep_runs_over_it(self, run, old):
-        off = ["callbacks.animation=null", "callbacks.manifold=null"]
+        off = [*UNDRAWN, "callbacks.animation=null", "callbacks.manifold=null"]
         status, _, _ = run("train", "-m", *SHORT[1:], old, *off, "trainer.max_epochs=1", "model=gat,gcn")
         assert status == 0
         found = sorted(Path("old runs").glob("*/*/model/last.ckpt"))
@@ -330,7 +333,7 @@ class TestConfigFile:
 
 class TestLoggers:
     def test_csv(self, run, simulated):
-        status, out, err = run("train", *folders(simulated), *SMALL, "logger=csv", "hydra.run.dir=run")
+        status, out, err = run("train", *folders(simulated), *SMALL, UNDRAWN[-1], "logger=csv", "hydra.run.dir=run")
         assert (status, err) == (0, "")
         assert "tensorboard" not in out
         table = pd.read_csv("run/csv/metrics.csv")
@@ -340,12 +343,15 @@ class TestLoggers:
         assert sorted(p.name for p in Path().iterdir()) == ["run"]
 
     def test_two_at_once(self, run, simulated):
-        assert run("train", *folders(simulated), *SMALL, "logger=[tensorboard,csv]", "hydra.run.dir=run")[0] == 0
+        assert (
+            run("train", *folders(simulated), *SMALL, UNDRAWN[-1], "logger=[tensorboard,csv]", "hydra.run.dir=run")[0]
+            == 0
+        )
         assert Path("run/csv/metrics.csv").is_file()
         assert list(Path("run").glob("events.*"))
 
     def test_none(self, run, simulated):
-        status, out, err = run("train", *folders(simulated), *SMALL, "logger=none", "hydra.run.dir=run")
+        status, out, err = run("train", *folders(simulated), *SMALL, UNDRAWN[-1], "logger=none", "hydra.run.dir=run")
         assert (status, err) == (0, "")
         assert "tensorboard" not in out
         assert not list(Path("run").glob("events.*"))
@@ -381,6 +387,7 @@ class TestLoggers:
         ("train", "ckpt_path=nowhere.ckpt", ["nowhere.ckpt: no such checkpoint"]),
         ("train", "data=folders", ["data.train_image_dir is not set"]),
         ("train", "evaluate.brush=thick", ["evaluate.brush: 'thick', expected float"]),
+        ("train", "evaluate.pictures=perhaps", ["evaluate.pictures: 'perhaps', expected bool"]),
         ("train", "evaluate.brush=0", ["evaluate.brush: 0, expected 1 pixel or more"]),
         ("train", "link.end_cost=high", ["link.end_cost: 'high', expected float"]),
         ("evaluate", "trainer.devices=1", ["checkpoint is not set"]),
@@ -474,7 +481,7 @@ def test_skipped_images_are_counted_and_named(data, run):
     shutil.rmtree(data / "micrograph_0002.grace")
     with warnings.catch_warnings():
         warnings.simplefilter("default", InputWarning)
-        status, out, err = run("train", *folders(data), *SMALL, "trainer.max_epochs=1")
+        status, out, err = run("train", *folders(data), *SMALL, *UNDRAWN, "trainer.max_epochs=1")
     assert status == 0
     assert err == f"warning: {data}: 1 of 4 images have no .grace folder and were skipped: micrograph_0002\n"
     assert "train  3 images" in out
@@ -508,6 +515,7 @@ def test_real_photographs(model, shared, run):
     roots = shared / "data" / "roots"
     parts = [f"data.{part}_image_dir={roots / part}" for part in ("train", "valid", "infer")]
     options = ["data=folders", f"model={model}", "trainer.max_epochs=2", "callbacks.progress=null"]
+    options += UNDRAWN if model == "gcn" else []
     status, _, err = run("train", *options, *parts)
     assert (status, err) == (0, "")
     metrics = json.loads(next(Path("runs").glob("*/metrics.json")).read_text())
@@ -542,4 +550,4 @@ def test_png_micrographs_train_too(data, run):
         scaled = ((pixels - pixels.min()) / np.ptp(pixels) * 65535).astype(np.uint16)
         path.with_suffix(".png").write_bytes(imagecodecs.png_encode(scaled))
         path.unlink()
-    assert run("train", *folders(data), *SMALL, "trainer.max_epochs=1")[0] == 0
+    assert run("train", *folders(data), *SMALL, *UNDRAWN, "trainer.max_epochs=1")[0] == 0

@@ -71,7 +71,8 @@ def two(folder):
 @pytest.fixture(scope="module")
 def one(folder):
     """One process with twice the batch."""
-    expect_end(start(folder, "trainer.accelerator=cpu", "data.batch_size=2", "hydra.run.dir=one"), 0)
+    undrawn = ["callbacks.figures=null", "callbacks.projector=null", "evaluate.pictures=false"]
+    expect_end(start(folder, "trainer.accelerator=cpu", "data.batch_size=2", "hydra.run.dir=one", *undrawn), 0)
     return folder / "one"
 
 

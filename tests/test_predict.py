@@ -63,7 +63,7 @@ def checkpoint(simulated, tmp_path_factory):
     keys = [
         *("data=folders", *(f"data.{part}_image_dir={simulated}" for part in ("train", "valid"))),
         *(f"features.scale={SCALE}", "features.channels=[8]", "features.width=8", "model.width=8", "model.rounds=1"),
-        *("callbacks.progress=null", "callbacks.learning_rate=null", "trainer.accelerator=cpu", "logger={}"),
+        *("callbacks.progress=null", "callbacks.learning_rate=null", "trainer.accelerator=cpu", "logger=none"),
         *("trainer.max_epochs=25", "optimizer.lr=0.01", "augment=none", f"run_dir={folder}"),
     ]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):

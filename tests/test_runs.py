@@ -23,7 +23,13 @@ from grace_lightning.tasks.record import describe_data, git_state
 
 SMALL = [
     *("data=folders", *(f"data.{part}_image_dir={part}" for part in ("train", "valid", "infer"))),
-    *("trainer.accelerator=cpu", "trainer.max_epochs=3", "callbacks.progress=null", "logger={}"),
+    *(
+        "trainer.accelerator=cpu",
+        "trainer.max_epochs=3",
+        "callbacks.progress=null",
+        "logger=none",
+        "evaluate.pictures=false",
+    ),
     *("model.width=8", "model.rounds=1", "features.channels=[4]", "features.width=8"),
 ]
 KILLS = {  # four training steps, three validation steps and two or one checkpoints to an epoch; one before the first
@@ -53,7 +59,7 @@ def forked(folder, jobs):
 
 
 def job(name, *overrides, at=None, number=signal.SIGKILL):
-    scored = [] if name in ("whole", "again") else ["data.infer_image_dir=null"]  # drawing takes as long as training
+    scored = [] if name in ("whole", "again") else ["data.infer_image_dir=null"]
     return {"arguments": [*SMALL, f"hydra.run.dir={name}", *scored, *overrides], "at": at, "signal": int(number)}
 
 

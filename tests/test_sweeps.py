@@ -26,6 +26,7 @@ extra = pytest.mark.skipif(not EXTRA, reason='needs pip install "grace-lightning
 OBJECTIVE = "valid/edge_average_precision"
 TINY = ["trainer.max_epochs=1", "callbacks.progress=null", "trainer.accelerator=cpu", "features=statistics"]
 TINY += ["model.dense=[4]", "augment=none"]
+TINY += ["callbacks.figures=null", "callbacks.projector=null", "evaluate.pictures=false"]
 GCN = ["model=gcn", "model.hidden=[8]"]
 
 

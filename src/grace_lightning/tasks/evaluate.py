@@ -35,6 +35,7 @@ from grace_lightning.tasks.objects import (
     find_objects,
     print_objects,
     score_objects,
+    wants_pictures,
 )
 
 Metrics = dict[str, Any]
@@ -71,7 +72,8 @@ def evaluate(cfg: DictConfig) -> Metrics:
         raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")
     trainer = single_process(config["trainer"])
     console = Console()
-    result = evaluate_infer(trainer, module, datamodule, linker, brush, Path(config["run_dir"]), console)
+    pictures = wants_pictures(config)
+    result = evaluate_infer(trainer, module, datamodule, linker, brush, Path(config["run_dir"]), console, pictures)
     print_scores(console, {"infer": result})
     console.print(f"run folder  {short(Path(config['run_dir']))}", highlight=False)
     return result
@@ -214,6 +216,7 @@ def evaluate_infer(
     brush: float,
     run_dir: Path,
     console: Console,
+    pictures: bool = True,
 ) -> Metrics:
     """Score the inference images; write ``metrics.json``, and numbers and pictures into ``infer/``.
 
@@ -221,6 +224,7 @@ def evaluate_infer(
     ----------
     linker : makes filaments of the probabilities
     brush : width of the line that a filament is drawn with, pixels
+    pictures : whether to draw any
 
     Returns
     -------
@@ -234,18 +238,22 @@ def evaluate_infer(
     names = {prediction.name for prediction in predictions}
     found: list[Objects] = []
     hidden = not console.is_terminal
-    shown = track(predictions, "linking and drawing", console=console, transient=True, disable=hidden)
+    shown = track(
+        predictions, "linking and drawing" if pictures else "linking", console=console, transient=True, disable=hidden
+    )
     for index, prediction in enumerate(shown):
         sample = dataset.annotated(index)  # one image at a time; of the others, sets of nodes and numbers are kept
         objects = find_objects(sample, dataset.sources[index], prediction, linker, brush)
         metrics["images"][prediction.name]["objects"] = score_objects([objects])
         write_json(folder / f"{prediction.name}.json", metrics["images"][prediction.name])
-        _draw(sample, prediction, folder / f"{prediction.name}.png")
-        draw_objects(sample, objects, prediction.name, folder, names)
+        if pictures:
+            _draw(sample, prediction, folder / f"{prediction.name}.png")
+            draw_objects(sample, objects, prediction.name, folder, names)
         found.append(objects)
     metrics = {**metrics, "objects": score_objects(found), "images": metrics.pop("images")}
     metrics["calibration"] = score_calibration(module, predictions)
-    draw_set(gather(predictions), found, folder / SET)
+    if pictures:
+        draw_set(gather(predictions), found, folder / SET)
     write_json(run_dir / "metrics.json", metrics)
     return metrics
 

@@ -53,6 +53,13 @@ def brush_width(config: Config, scale: float) -> float:
     return float(scale if brush is None else brush)
 
 
+def wants_pictures(config: Config) -> bool:
+    """Whether ``evaluate.pictures`` asks for pictures of the inference images."""
+    pictures = config["evaluate"]["pictures"]
+    check_value(pictures, bool, "evaluate.pictures")
+    return bool(pictures)
+
+
 def find_objects(sample: Sample, source: Source, prediction: Prediction, linker: Linker, brush: float) -> Objects:
     """Link the filaments of one image and compare them with the true ones.
 

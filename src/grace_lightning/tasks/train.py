@@ -44,7 +44,7 @@ from grace_lightning.tasks.evaluate import (
     score_calibration,
     single_process,
 )
-from grace_lightning.tasks.objects import brush_width
+from grace_lightning.tasks.objects import brush_width, wants_pictures
 from grace_lightning.tasks.record import describe_data, resume_command, write_record
 
 
@@ -77,7 +77,7 @@ def _train(config: Config) -> Metrics:
     datamodule: GraceDataModule = build(config["data"], "data", features=features, augment=augment, views=views)
     module = build_module(config, features, augment.patches)
     linker = build_linker(config["link"], config)
-    brush = brush_width(config, config["features"]["scale"])
+    brush, pictures = brush_width(config, config["features"]["scale"]), wants_pictures(config)
     callbacks = {name: build(node, f"callbacks.{name}") for name, node in config["callbacks"].items()}
     loggers = {name: _build_logger(node, f"logger.{name}") for name, node in (config.get("logger") or {}).items()}
     if not any(loggers.values()):  # Lightning would refuse to watch the learning rate for nobody
@@ -119,7 +119,7 @@ def _train(config: Config) -> Metrics:
     valid = predict(alone, module, datamodule.loader("valid"))
     results = {"valid": {**score(valid), "calibration": score_calibration(module, valid)}}
     if datamodule.sources["infer"]:
-        results["infer"] = evaluate_infer(alone, module, datamodule, linker, brush, run_dir, console)
+        results["infer"] = evaluate_infer(alone, module, datamodule, linker, brush, run_dir, console, pictures)
     print_scores(console, results)
     console.print(f"run folder  {short(run_dir)}", highlight=False)
     if any(isinstance(logger, TensorBoardLogger) for logger in loggers.values()):
