@@ -45,18 +45,17 @@ def clocked(target: type, name: str, wall: Counter[str], cpu: Counter[str]) -> N
 
 def child(report: Path, overrides: list[str]) -> None:
     """Train as ``grace-train`` does, with clocks."""
-    import pytorch_lightning as pl
-
     from grace_lightning import callbacks
     from grace_lightning.cli import train
+    from grace_lightning.module import GraceModule
 
     wall, cpu, first = Counter[str](), Counter[str](), list[float]()
     for name in NAMES:
         target = getattr(callbacks, name)
         for hook in [hook for hook in vars(target) if hook.startswith("on_")]:
             clocked(target, hook, wall, cpu)
-    begin = pl.LightningModule.on_train_epoch_start
-    pl.LightningModule.on_train_epoch_start = lambda self: (first.append(time.time()), begin(self))[1]  # type: ignore[method-assign]
+    begin = GraceModule.on_train_epoch_start
+    GraceModule.on_train_epoch_start = lambda self: (first.append(time.time()), begin(self))[1]  # type: ignore[method-assign]
     sys.argv = ["grace-train", *overrides]
     train()
     report.write_text(json.dumps({"wall": wall, "cpu": cpu, "first": first[0], "total_cpu": time.process_time()}))
