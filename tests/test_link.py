@@ -214,6 +214,14 @@ def test_filaments_go_that_are_doubtful_beside_others():
     assert linked(drawing) == ["abcdef", "ghijkl"]
 
 
+def test_edges_alone_may_speak_for_a_filament():
+    drawing = Drawing("a b c d e f g h i j", chain("abcdefghij"))
+    drawing.node_probability[:] = 0
+    drawing.edge_probability[:] = 1
+
+    assert linked(drawing, max_edge_gain=9.0) == ["abcdefghij"]
+
+
 def test_points_beside_a_path_join_it_in_order():
     """Within 10 pixels of the path, before its beginning too; a doubtful one does not."""
     drawing = Drawing("xa bycz d e f", chain("abcdef"), doubtful="z")

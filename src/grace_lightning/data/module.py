@@ -164,7 +164,8 @@ class GraceDataModule(pl.LightningDataModule):
         )
 
     def _epoch(self) -> int:
-        # whole epochs, also in a resumed run, of which ``current_epoch`` is known only once it has begun
+        # Whole epochs, also in a resumed run, of which ``current_epoch`` is known only once it has begun. Lightning
+        # declares the count as its base class, which has no ``processed``.
         return int(self.trainer.fit_loop.epoch_progress.current.processed) if self.trainer else 0  # type: ignore[attr-defined]
 
     def train_dataloader(self) -> DataLoader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ def _expect(name: str, value: Tensor, shape: tuple[int | None, ...], dtype: torc
         raise InputError(f"{name}: shape {tuple(value.shape)}, expected {expected}")
     if value.dtype != dtype:
         raise InputError(f"{name}: {value.dtype}, expected {dtype}")
+
+
+_NOT_GIVEN = cast(Tensor, None)  # what ``Graph.__post_init__`` fills in: never None afterwards
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,13 @@ class Graph:
 
     pos: Tensor
     edges: Tensor
-    # None where not given: filled in __post_init__, never None afterwards
-    node_label: Tensor = field(default=None)  # type: ignore[assignment]
-    edge_label: Tensor = field(default=None)  # type: ignore[assignment]
-    confidence: Tensor = field(default=None)  # type: ignore[assignment]
+    node_label: Tensor = _NOT_GIVEN
+    edge_label: Tensor = _NOT_GIVEN
+    confidence: Tensor = _NOT_GIVEN
     embedding: Tensor | None = None
-    end_label: Tensor = field(default=None)  # type: ignore[assignment]
-    link_label: Tensor = field(default=None)  # type: ignore[assignment]
-    passes: Tensor = field(default=None)  # type: ignore[assignment]
+    end_label: Tensor = _NOT_GIVEN
+    link_label: Tensor = _NOT_GIVEN
+    passes: Tensor = _NOT_GIVEN
 
     def __post_init__(self) -> None:
         nodes, edges = len(self.pos), self.edges.shape[-1]

@@ -90,5 +90,5 @@ def from_detections(pos: Tensor, confidence: Tensor | None = None) -> tuple[Grap
     """
     rows = merge_duplicates(pos)
     pos = pos[rows]
-    kept = None if confidence is None else confidence[rows]
-    return Graph(pos, delaunay(pos), confidence=kept), rows  # type: ignore[arg-type]  # None means ones
+    kept = torch.ones(len(rows)) if confidence is None else confidence[rows]
+    return Graph(pos, delaunay(pos), confidence=kept), rows

@@ -15,7 +15,7 @@ from scipy.special import logit
 
 from grace_lightning.errors import InputWarning
 from grace_lightning.link.beside import Path, join, near, not_swallowed, path_length, without_overlaps
-from grace_lightning.link.filaments import Array, Filaments, Floats, Ints, Scored, expect, from_the_first, scored
+from grace_lightning.link.filaments import Array, Bools, Filaments, Floats, Ints, Scored, expect, from_the_first, scored
 from grace_lightning.link.reconnect import reconnect
 from grace_lightning.link.solve import best_paths, meeting_pairs
 from grace_lightning.link.trace import trace
@@ -33,6 +33,8 @@ LARGE = 2000  # nodes of a connected part, from which on only edges of twice the
 PROBABLE = 0.2  # as long as the least is below this
 SMALL = 300  # nodes; connected parts are solved together until they have as many, since every solution has its costs
 SURE = 1e-6  # probabilities further out are taken for this or one minus this
+
+_Joined = tuple[Ints, Bools, bool]  # the nodes of a filament, which of them lie beside its path, whether it is closed
 
 
 class Programme:
@@ -187,7 +189,8 @@ class Programme:
         if not optimal:
             self._warn(f"before the best way to join {len(paths)} paths was found")
         paths = [path for path in paths if path_length(given.pos, path) >= self.min_length * self.scale]
-        return self._with_neighbours(given, paths)
+        filaments = self._not_doubtful(given, self._with_neighbours(given, paths))
+        return given.outside([n for n, _, _ in filaments], [b for _, b, _ in filaments], [c for _, _, c in filaments])
 
     def _paths(self, given: Scored, end_cost: Floats, deadline: float) -> list[Path]:
         """The programme's paths."""
@@ -240,22 +243,24 @@ class Programme:
         stay = not_swallowed(given.pos, paths, near(given.pos, paths, self.scale / 2), SWALLOWED)
         return [paths[k] for k in stay]
 
-    def _with_neighbours(self, given: Scored, paths: list[Path]) -> Filaments:
+    def _with_neighbours(self, given: Scored, paths: list[Path]) -> list[_Joined]:
         """With the positive nodes beside them."""
         if not paths:
-            return given.outside([], [], [])
+            return []
         paths = [(from_the_first(nodes, closed), closed) for nodes, closed in paths]
         around = near(given.pos, paths, self.scale / 2).where(given.node_probability > POSITIVE)
         bounds = np.searchsorted(around.path, np.arange(len(paths) + 1))
         parts = [slice(a, b) for a, b in pairwise(bounds)]
-        joined = [
+        return [
             (*join(given.pos, path, around.node[part], around.along[part]), path[1])
             for path, part in zip(paths, parts, strict=True)
         ]
+
+    def _not_doubtful(self, given: Scored, filaments: list[_Joined]) -> list[_Joined]:
+        """Those whose nodes are about as probable as positive nodes are on the mean."""
         p = given.node_probability
-        least = self.min_relative_probability * (p**2).sum() / p.sum()
-        probable = [one for one in joined if p[one[0]].mean() >= least]
-        return given.outside([n for n, _, _ in probable], [b for _, b, _ in probable], [c for _, _, c in probable])
+        least = self.min_relative_probability * (p**2).sum()
+        return [one for one in filaments if p[one[0]].mean() * p.sum() >= least]
 
     def _warn(self, what: str) -> None:
         warnings.warn(
@@ -298,7 +303,7 @@ def _parts(edges: Ints, probability: Floats, num_nodes: int, least: float) -> It
 
 
 def _together(parts: Iterable[tuple[Ints, Ints]], least: int) -> Iterator[tuple[Ints, Ints]]:
-    """The nodes and edges of several parts, until there are ``least`` nodes or more."""
+    """Parts, the numbers (any,) of their nodes and of their edges, in groups of ``least`` nodes or more."""
     some: list[tuple[Ints, Ints]] = []
     for part in parts:
         some.append(part)

@@ -15,8 +15,11 @@ from grace_lightning.link.filaments import Bools, Floats, Ints
 INSIDE = 3.0
 """The most that the end of a filament costs where another one, that it runs in, goes on; log-odds."""
 
-WHOLE = 1e-5
-"""An amount this near to a whole number is one."""
+ROUNDING = 1e-5
+"""Amounts, and sums of gains in log-odds, that differ by less are the same."""
+
+OUT_OF_TIME = 1
+"""The status of a solution that SciPy gave up for want of time."""
 
 SLACK = 1.0
 """By how much the best whole amounts are first supposed to gain less than the best fractions; log-odds."""
@@ -148,13 +151,15 @@ def most_probable_passes(
             np.maximum(end_cost - INSIDE, 0),
         ]
     )
-    goes_on = [(joints[0], joint, -1), (joints[1], joint, -1)]
-    hidden = (end, inside, 1)
-    there = [(piece, through, -1), (count + piece, through, -1), *((*one[:2], 1) for one in goes_on), hidden]
-    few = [(2 * count + row, column, value) for row, column, value in [*goes_on, hidden]]
+    # at every end, no more go on or end inside than pass the piece, and no more end inside than go on
+    at_most_all = [(piece, through, -1), (count + piece, through, -1)]
+    at_most_all += [(joints[0], joint, 1), (joints[1], joint, 1), (end, inside, 1)]
+    inside_row = 2 * count
+    at_most_others = [(inside_row + joints[0], joint, -1), (inside_row + joints[1], joint, -1)]
+    at_most_others += [(inside_row + end, inside, 1)]
     amounts, optimal = best(
         gain,
-        _matrix([*there, *few], (4 * count, width)),
+        _matrix(at_most_all + at_most_others, (4 * count, width)),
         None,
         seconds,
         whole=np.ones(width, dtype=bool),
@@ -183,7 +188,7 @@ def best(
 
     Parameters
     ----------
-    gain : (M,) of one of each
+    gain : (M,) log-odds, of one of each
     at_most_zero, zero : (any, M); what these rows times the amounts have to be
     whole : (M,) amounts that have to be whole; the others are whole where these are
     least, most : (M,) or for all; ``least`` is what is given where nothing was found in time
@@ -199,13 +204,13 @@ def best(
         "options": {"time_limit": max(seconds, 0.0)},
     }
     relaxed = linprog(-gain, **problem)
-    if relaxed.status == 0 and (np.abs(relaxed.x - np.rint(relaxed.x)) < WHOLE)[whole].all():
+    if relaxed.status == 0 and (np.abs(relaxed.x - np.rint(relaxed.x)) < ROUNDING)[whole].all():
         return np.rint(relaxed.x).astype(np.int64), True
 
     constraints = [LinearConstraint(at_most_zero, -np.inf, 0)] + (
         [] if zero is None else [LinearConstraint(zero, 0, 0)]
     )
-    slack = SLACK if relaxed.status == 0 else np.inf
+    found, slack = low, SLACK if relaxed.status == 0 else np.inf
     while True:
         bounds = low, high
         if slack < np.inf:
@@ -220,13 +225,11 @@ def best(
             constraints=constraints,
             options={"mip_rel_gap": 0, "time_limit": max(deadline - time.monotonic(), 0.0)},
         )
+        found = found if result.x is None else np.rint(result.x)
         short = np.inf if result.x is None or slack == np.inf else float(result.fun - relaxed.fun)
-        if result.status == 0 and short <= slack:
-            return np.rint(result.x).astype(np.int64), True
-        if slack == np.inf or time.monotonic() >= deadline:
-            found = low if result.x is None else np.rint(result.x)
-            return found.astype(np.int64), False
-        slack = short + WHOLE
+        if result.status == OUT_OF_TIME or slack == np.inf or short <= slack:
+            return found.astype(np.int64), bool(result.status == 0)
+        slack = short + ROUNDING
 
 
 def _matrix(entries: list[tuple[Ints, Ints, int]], shape: tuple[int, int]) -> sp.csc_array:

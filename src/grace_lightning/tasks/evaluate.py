@@ -216,7 +216,7 @@ def evaluate_infer(
     brush: float,
     run_dir: Path,
     console: Console,
-    pictures: bool = True,
+    pictures: bool,
 ) -> Metrics:
     """Score the inference images; write ``metrics.json``, and numbers and pictures into ``infer/``.
 

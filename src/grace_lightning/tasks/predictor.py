@@ -64,13 +64,13 @@ class Prepared:
     data : what the features extracted of the distinct detections; moves to the device, the rest stays
     graph : of M distinct detections
     pos : (N, 2) float32, pixels, of all detections
-    confidence : (N,) float32 or None
+    confidence : (N,) float32
     rows : (M,) int64, the first detection at each node
     place : (N,) int64, the node at which each detection lies
     """
 
     def __init__(
-        self, data: GraphData, graph: Graph, pos: Tensor, confidence: Tensor | None, rows: Tensor, place: Tensor
+        self, data: GraphData, graph: Graph, pos: Tensor, confidence: Tensor, rows: Tensor, place: Tensor
     ) -> None:
         self.data, self.graph = data, graph
         self.pos, self.confidence = pos, confidence
@@ -175,7 +175,8 @@ class Predictor(nn.Module):
         hops = {key: trained[key] for key in ("num_hops", "connection") if key in trained}
         with torch.no_grad():
             data = prepare(sample, self.module.features, **hops)  # type: ignore[arg-type]
-        return Prepared(Batch.from_data_list([data]), graph, pos, confidence, rows, place)
+        scores = torch.ones(len(pos)) if confidence is None else confidence
+        return Prepared(Batch.from_data_list([data]), graph, pos, scores, rows, place)
 
     @torch.no_grad()
     def find(self, prepared: Prepared) -> Findings:
@@ -187,7 +188,7 @@ class Predictor(nn.Module):
             prediction = self.module.predict_step(prepared.data, 0)[0]
         filaments = prediction.filaments(self.linker, graph)
         return Findings(
-            graph=Graph(prepared.pos, rows[graph.edges], confidence=prepared.confidence),  # type: ignore[arg-type]
+            graph=Graph(prepared.pos, rows[graph.edges], confidence=prepared.confidence),
             node_probability=prediction.node_probability[place],
             edge_probability=prediction.edge_probability,
             filaments=_with_duplicates(filaments, place.numpy()),
