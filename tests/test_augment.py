@@ -7,6 +7,7 @@ import torch
 from grace_lightning.augment import (
     Augmentation,
     RandomBlur,
+    RandomCopyPaste,
     RandomEdgeAdditionAndRemoval,
     RandomEdgeCrop,
     RandomFlip,
@@ -45,6 +46,7 @@ def same(first, second):
 @pytest.mark.parametrize(
     "step",
     [
+        RandomCopyPaste(p=1, scale=3),
         RandomXYTranslation(max_shift=5),
         RandomEdgeAdditionAndRemoval(p_add=0.3, p_remove=0.3),
         RandomImageGraphRotate(rot_center=[10, 20], rot_angle_range=[20, 40]),
@@ -57,6 +59,7 @@ def same(first, second):
 )
 class TestOnSamples:
     def test_changes_a_copy_only(self, step, sample):
+        torch.manual_seed(0)
         before = frozen(sample)
         changed = step(sample)
         assert not same(changed, sample) if changed.graph.num_nodes == sample.graph.num_nodes else True

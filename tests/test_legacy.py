@@ -293,7 +293,10 @@ def test_metrics_that_are_not_computed_are_told():
         ({"hidden_graph_channels": ["a"]}, r"hidden_graph_channels: \['a'\], expected a list of widths"),
         ({"filetype": "jpg"}, "filetype: 'jpg', expected one of mrc, "),
         ({"extractor_fn": "net.pickle"}, r"extractor_fn: .*state dict.*torch.save\(model.state_dict\(\), FILE\)"),
-        ({"img_graph_augs": ["random_flop"]}, "img_graph_augs: 'random_flop', expected random_xy_translation or"),
+        (
+            {"img_graph_augs": ["random_flop"]},
+            "img_graph_augs: 'random_flop', expected random_copy_paste or random_xy_translation or",
+        ),
         ({"patch_augs": ["random_flip"]}, "patch_augs: 'random_flip', expected random_edge_crop"),
         ({"patch_augs": [3]}, r"patch_augs: \[3\], expected a list of names"),
         (

@@ -22,7 +22,9 @@ FURTHER = np.linspace(0.25, 2, 15)
 
 
 def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None, added: Tensor | None = None) -> Sample:
-    """The sample with ``end_label`` and ``link_label``, where its annotation tells filaments apart.
+    """The sample with what its annotation says where it tells filaments apart.
+
+    That is ``end_label``, ``link_label`` and, where instances are given, ``passes`` and ``members``.
 
     An edge within the annotation links its ends if both belong to one filament. Where only the numbers of the
     annotation tell (a pixel has but one), an edge from one object to another links them as well if beyond either end
@@ -49,16 +51,22 @@ def with_targets(sample: Sample, instances: Mapping[str, Ints] | None = None, ad
     end_label = end_labels(graph.pos, graph.node_label, truth.nodes)
     targets = {"end_label": end_label, "link_label": link_label}
     if instances is not None:
-        members = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *truth.nodes]))
-        passes = torch.bincount(members, minlength=graph.num_nodes)
+        node, filament = _members(truth.nodes)
+        targets["members"] = torch.from_numpy(np.stack([node, filament]))
+        passes = torch.from_numpy(np.bincount(node, minlength=graph.num_nodes))
         targets["passes"] = torch.where(graph.node_label == Label.TRUE_POSITIVE, passes, -1)
     return sample.replace(graph=replace(graph, **targets))
 
 
+def _members(filaments: list[Ints]) -> tuple[Ints, Ints]:
+    """Nodes (M,) of filaments, and which filament each is of."""
+    none = np.zeros(0, dtype=np.int64)
+    return np.concatenate([none, *filaments]), np.repeat(np.arange(len(filaments)), [len(n) for n in filaments])
+
+
 def _share(filaments: list[Ints], graph: Graph) -> Bools:
     """Which edges (E,) have both ends on one filament."""
-    row = np.concatenate([np.zeros(0, dtype=np.int64), *filaments])
-    column = np.repeat(np.arange(len(filaments)), [len(nodes) for nodes in filaments])
+    row, column = _members(filaments)
     belongs = sp.csr_array((np.ones(len(row)), (row, column)), shape=(graph.num_nodes, max(len(filaments), 1)))
     first, second = graph.edges.numpy()
     shared: Bools = np.asarray((belongs[first] * belongs[second]).sum(axis=1)).reshape(-1) > 0

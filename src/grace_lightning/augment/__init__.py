@@ -21,6 +21,7 @@ from grace_lightning.augment.image import (
     flip,
     rotate,
 )
+from grace_lightning.augment.paste import RandomCopyPaste
 from grace_lightning.augment.patch import RandomEdgeCrop, blank_band
 from grace_lightning.graph import Sample
 
@@ -28,6 +29,7 @@ __all__ = [
     "Augmentation",
     "PatchAugmentation",
     "RandomBlur",
+    "RandomCopyPaste",
     "RandomEdgeAdditionAndRemoval",
     "RandomEdgeCrop",
     "RandomFlip",
@@ -59,10 +61,18 @@ class Augmentation:
     def __bool__(self) -> bool:
         return bool(self.on_sample or self.on_patches)
 
+    @property
+    def uses_annotation(self) -> bool:
+        """Whether anything looks at more of an annotation than the labels that the graph has."""
+        return any(step.uses_annotation for step in self.on_sample)
+
     def sample(self, sample: Sample) -> Sample:
-        """Apply what acts on samples."""
-        for step in self.on_sample:
+        """Apply what acts on samples; after the last step that looks at the annotation that goes, as it costs time."""
+        last = max((k for k, step in enumerate(self.on_sample) if step.uses_annotation), default=None)
+        for k, step in enumerate(self.on_sample):
             sample = step(sample)
+            if k == last:
+                sample = sample.replace(annotation=None)
         return sample
 
     def patches(self, patches: Tensor) -> Tensor:

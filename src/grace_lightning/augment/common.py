@@ -11,6 +11,9 @@ from grace_lightning.graph import Graph, Sample
 class SampleAugmentation:
     """Acts on a whole sample, before patches are cut."""
 
+    uses_annotation = False
+    """Whether it looks at the annotation; others change it with the rest where there is one."""
+
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of ``sample``."""
         raise NotImplementedError

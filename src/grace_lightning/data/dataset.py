@@ -94,11 +94,13 @@ class GraceDataset(Dataset[GraphData]):
         return sample.replace(image=self.features.preprocess(sample.image))
 
     def sample(self, index: int) -> Sample:
-        """The same without its annotation."""
+        """The same without its annotation, unless an augmentation looks at it."""
 
         def load() -> Sample:
-            # the labels are in the graph: the annotation need not be kept, nor turned with every augmentation
-            return self.annotated(index).replace(annotation=None)
+            sample = self.annotated(index)  # of which labels are in the graph: to keep the rest costs memory
+            if sample.annotation is None or not (self.augment and self.augment.uses_annotation):
+                return sample.replace(annotation=None)
+            return sample.replace(annotation=_narrow(sample.annotation))
 
         if not self.augment:  # its image is needed but once
             return load()
@@ -139,3 +141,8 @@ class GraceDataset(Dataset[GraphData]):
                 return prepare(sample, self.features, patches, self.num_hops, self.connection)
 
         return self.cache.get(("view", source, number), make, data_bytes)
+
+
+def _narrow(annotation: Tensor) -> Tensor:
+    """The numbers in two bytes, where they and as many copies fit."""
+    return annotation.to(torch.int16 if annotation.max() < 2**14 else torch.int32)

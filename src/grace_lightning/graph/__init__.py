@@ -12,7 +12,7 @@ Positions are pixels, x to the right and y down; (0, 0) is the centre of the top
 """
 
 from grace_lightning.graph.candidates import second_neighbours, with_candidates
-from grace_lightning.graph.ends import end_labels
+from grace_lightning.graph.ends import end_labels, spanning_tree
 from grace_lightning.graph.geometry import EDGE_PROPERTIES, edge_geometry
 from grace_lightning.graph.mask import label_by_mask
 from grace_lightning.graph.neighbours import Connection, Subgraphs, adjacency, subgraphs
@@ -36,6 +36,7 @@ __all__ = [
     "merge_duplicates",
     "second_neighbours",
     "sort_edges",
+    "spanning_tree",
     "subgraphs",
     "with_candidates",
 ]

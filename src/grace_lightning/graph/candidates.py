@@ -65,5 +65,6 @@ def with_candidates(graph: Graph, max_length: float) -> tuple[Graph, Tensor]:
         end_label=graph.end_label,
         link_label=torch.cat([graph.link_label, unknown])[rank],
         passes=graph.passes,
+        members=graph.members,
     )
     return whole, rank >= graph.num_edges

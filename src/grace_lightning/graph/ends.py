@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
 from scipy.spatial import KDTree
+from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from grace_lightning.graph.sample import Label
@@ -18,7 +19,13 @@ NEAR_END = 1.5
 """Nodes this near to the end of their filament, in its usual distances between nodes, lie at its end."""
 
 NEIGHBOURS = 8
-"""Nodes of a filament that each of its nodes may be joined to."""
+"""Nodes of a filament that each of its nodes may be joined to,"""
+
+FEW = 200
+"""where the filament has more nodes than this; else every other one."""
+
+NO_EDGE = 1e-6
+"""Pixels between nodes of one place, as a distance of 0 would be no edge."""
 
 
 def end_labels(pos: Tensor, node_label: Tensor, filaments: Sequence[NDArray[np.int64]]) -> Tensor:
@@ -50,7 +57,7 @@ def end_labels(pos: Tensor, node_label: Tensor, filaments: Sequence[NDArray[np.i
 
 def _near_ends(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of the points (P, 2) of one filament lie near the two that are furthest apart along it."""
-    tree = _spanning_tree(points)
+    tree = spanning_tree(points)
     away = _distances(tree, 0)
     away = _distances(tree, int(away.argmax()))
     back = _distances(tree, int(away.argmax()))
@@ -62,13 +69,18 @@ def _distances(tree: sp.csr_array, node: int) -> NDArray[np.float64]:
     return np.asarray(dijkstra(tree, directed=False, indices=[node])[0], dtype=np.float64)
 
 
-def _spanning_tree(points: NDArray[np.float64]) -> sp.csr_array:
-    """The minimum spanning tree; where near neighbours do not join all of the points, over all pairs."""
+def spanning_tree(points: NDArray[np.float64]) -> sp.csr_array:
+    """The minimum spanning tree of points (P, 2), (P, P), its lengths at one of the two places of each edge.
+
+    Of many points it is that of near neighbours; where these do not join all of them, that of all pairs.
+    """
     count = len(points)
-    for neighbours in (min(NEIGHBOURS, count - 1), count - 1):
+    if count <= FEW:
+        return sp.csr_array(minimum_spanning_tree(squareform(np.maximum(pdist(points), NO_EDGE))))
+    for neighbours in (NEIGHBOURS, count - 1):
         away, other = KDTree(points).query(points, k=neighbours + 1)
         first = np.repeat(np.arange(count), neighbours + 1)
-        distance = np.maximum(np.ravel(away), 1e-6)  # 0 would be no edge
+        distance = np.maximum(np.ravel(away), NO_EDGE)
         graph = sp.coo_array((distance, (first, np.ravel(other))), shape=(count, count)).tocsr()
         graph.setdiag(0)
         graph.eliminate_zeros()

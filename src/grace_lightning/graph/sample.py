@@ -47,6 +47,8 @@ class Graph:
     end_label : (N,) int64, whether a filament ends at a node; UNKNOWN where not given
     link_label : (E,) int64, whether one filament goes from the edge's one end to the other; UNKNOWN where not given
     passes : (N,) int64, number of filaments through a node; -1 where not given
+    members : (2, M) int64, a node and the number of a filament that it belongs to, once for each such filament; None
+        where filaments that lie on one another are not told apart
 
     Raises
     ------
@@ -64,6 +66,7 @@ class Graph:
     end_label: Tensor = _NOT_GIVEN
     link_label: Tensor = _NOT_GIVEN
     passes: Tensor = _NOT_GIVEN
+    members: Tensor | None = None
 
     def __post_init__(self) -> None:
         nodes, edges = len(self.pos), self.edges.shape[-1]
@@ -83,6 +86,8 @@ class Graph:
         _expect("confidence", self.confidence, (nodes,), torch.float32)
         if self.embedding is not None:
             _expect("embedding", self.embedding, (nodes, None), torch.float32)
+        if self.members is not None:
+            _expect("members", self.members, (2, None), torch.int64)
         self._check_values()
 
     def _fill(self, name: str, default: Tensor) -> None:
@@ -127,6 +132,10 @@ class Graph:
         """The graph of the nodes with ``keep`` ((N,) bool) and the edges between them, order kept."""
         number = torch.cumsum(keep, 0) - 1
         inside = keep[self.edges].all(dim=0)
+        members = self.members
+        if members is not None:
+            node, filament = members[:, keep[members[0]]]
+            members = torch.stack([number[node], filament])
         return Graph(
             pos=self.pos[keep],
             edges=number[self.edges[:, inside]],
@@ -137,6 +146,7 @@ class Graph:
             end_label=self.end_label[keep],
             link_label=self.link_label[inside],
             passes=self.passes[keep],
+            members=members,
         )
 
     def renumber(self, order: Tensor) -> Graph:
@@ -144,6 +154,9 @@ class Graph:
         number = torch.empty_like(order)
         number[order] = torch.arange(len(order))
         edges, rank = sort_edges(number[self.edges], self.num_nodes)
+        members = self.members
+        if members is not None:
+            members = torch.stack([number[members[0]], members[1]])
         return Graph(
             pos=self.pos[order],
             edges=edges,
@@ -154,6 +167,7 @@ class Graph:
             end_label=self.end_label[order],
             link_label=self.link_label[rank],
             passes=self.passes[order],
+            members=members,
         )
 
 
