@@ -74,7 +74,7 @@ def parts(predictor: Predictor, image: Path, out_dir: Path, times: Times) -> Non
 @torch.no_grad()
 def network(predictor: Predictor, prepared: Any) -> Prediction:
     """Its probabilities."""
-    return predictor.module.predict_step(prepared.data, 0)[0]
+    return predictor.probabilities(prepared)
 
 
 def command(checkpoint: Path, image_dir: Path, out_dir: Path) -> tuple[float, float]:

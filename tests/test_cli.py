@@ -155,6 +155,22 @@ class TestTrain:
         assert (made / "infer" / "micrograph_0003.png").is_file()
         assert "infer" in out
 
+    def test_several_checkpoints_are_evaluated_together(self, trained, simulated, run):
+        best, last = (trained[0] / "model" / f"{name}.ckpt" for name in ("best", "last"))
+        given = [f"data.infer_image_dir={simulated}", "evaluate.pictures=false"]
+        status, _, err = run("evaluate", f"checkpoint=[{best},{best}]", *given, "hydra.run.dir=twice")
+        assert (status, err) == (0, "")
+        twice, once = (json.loads(Path(p, "metrics.json").read_text()) for p in ("twice", trained[0]))
+        assert twice["objects"] == once["objects"]
+        for head, scores in once["nodes"].items():
+            assert twice["nodes"][head] == pytest.approx(scores)
+        assert twice["calibration"]["nodes"]["temperature"] is None
+        assert twice["calibration"]["nodes"]["error_after"] == pytest.approx(
+            once["calibration"]["nodes"]["error_after"], abs=1e-4
+        )
+        assert run("evaluate", f"checkpoint=[{best},{last}]", *given, "hydra.run.dir=both")[0] == 0
+        assert json.loads(Path("both", "metrics.json").read_text())["nodes"] != once["nodes"]
+
     def test_evaluation_links_and_draws_as_asked(self, trained, simulated, run):
         command = ["evaluate", f"checkpoint={trained[0]}/model/best.ckpt", f"data.infer_image_dir={simulated}"]
         accuracy = {}

@@ -26,6 +26,7 @@ from grace_lightning.config import config_dir
 from grace_lightning.data import GraceDataset
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.link import Filaments
+from grace_lightning.module import Prediction, mean_prediction
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks import results
 from grace_lightning.tasks.predict import _Ahead, _only
@@ -327,7 +328,7 @@ def test_a_bug_in_one_image_is_shown_at_the_end(run, monkeypatch):
     find = Predictor.find
 
     def broken(self, prepared):
-        return 1 / 0 if prepared.data.name == [NAMES[0]] else find(self, prepared)
+        return 1 / 0 if prepared.data[0].name == [NAMES[0]] else find(self, prepared)
 
     monkeypatch.setattr(Predictor, "find", broken)
     status, _, err = run()
@@ -599,7 +600,7 @@ def test_five_lines(checkpoint, predictor, simulated):
 def test_scale_may_differ_from_the_training(checkpoint):
     predictor = Predictor.from_checkpoint(checkpoint, scale=17)
     assert predictor.scale == predictor.linker.scale == 17
-    assert predictor.module.features.patch_size == pytest.approx(2.4 * 17)
+    assert predictor.members[0].features.patch_size == pytest.approx(2.4 * 17)
 
 
 def test_nothing_in_nothing_out(predictor):
@@ -634,11 +635,11 @@ def test_importing_the_package_is_quick():
 def test_filaments_are_those_that_evaluation_scores(checkpoint, simulated):
     """The linker is given the same, the learned ends too."""
     predictor = Predictor.from_checkpoint(checkpoint)
-    predictor.module.learned.fill_(True)
+    predictor.members[0].learned.fill_(True)
     source = io.Source(NAMES[0], simulated / f"{NAMES[0]}.mrc", None, simulated / f"{NAMES[0]}.h5")
-    dataset = GraceDataset([source], io.read_sample, predictor.module.features)
+    dataset = GraceDataset([source], io.read_sample, predictor.members[0].features)
     with torch.no_grad():
-        (scored,) = predictor.module.predict_step(Batch.from_data_list([dataset[0]]), 0)
+        (scored,) = predictor.members[0].predict_step(Batch.from_data_list([dataset[0]]), 0)
     graph = dataset.sample(0).graph
     expected = scored.filaments(predictor.linker, graph)
     found = predictor(io.read_image(source.image), io.read_detections(source.detections)[["x", "y"]]).filaments
@@ -693,3 +694,67 @@ def test_settings_are_kept_with_the_results(run, checkpoint):
     assert record["pixel_size"] == 3
     assert record["scale"] == SCALE
     assert len(record["checkpoint"]) == 16
+
+
+@pytest.fixture(scope="module")
+def other(checkpoint, tmp_path_factory):
+    """The same network with other weights."""
+    saved = torch.load(checkpoint, weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in saved["state_dict"].items():
+        if name.startswith("network") and value.is_floating_point():
+            value += 0.1 * torch.randn(value.shape, generator=generator)
+    path = tmp_path_factory.mktemp("other") / "best.ckpt"
+    torch.save(saved, path)
+    return path
+
+
+class TestSeveralCheckpoints:
+    """Their log-odds are averaged."""
+
+    @pytest.fixture
+    def given(self, simulated):
+        pos = io.read_detections(simulated / f"{NAMES[0]}.h5")[["x", "y"]].to_numpy()
+        return io.read_image(simulated / f"{NAMES[0]}.mrc"), pos
+
+    def test_probabilities_are_the_mean_of_log_odds(self, checkpoint, other, given):
+        first, second, both = (
+            Predictor.from_checkpoint(paths)(*given) for paths in (checkpoint, other, [checkpoint, other])
+        )
+        for key in ("node_probability", "edge_probability"):
+            a, b, mean = (getattr(found, key).double() for found in (first, second, both))
+            assert (a - b).abs().max() > 0.01
+            torch.testing.assert_close(mean, torch.sigmoid((a.logit() + b.logit()) / 2), atol=1e-4, rtol=0)
+
+    def test_one_and_the_same_twice_changes_nothing(self, checkpoint, given):
+        once, twice = (predict(paths, *given) for paths in (checkpoint, [checkpoint, str(checkpoint)]))
+        assert len(once) > 0
+        assert [f.node.tolist() for f in once] == [f.node.tolist() for f in twice]
+
+    def test_what_only_one_has_learned_comes_from_that_one(self):
+        def said(end):
+            return Prediction("a", torch.tensor([0.5]), torch.zeros(0), end, None, None, None, *[torch.zeros(0)] * 2)
+
+        together = mean_prediction([said(None), said(torch.tensor([0.25]))])
+        assert together.end_probability.tolist() == pytest.approx([0.25])
+        assert together.link_probability is None
+        sure = mean_prediction([said(torch.tensor([1.0])), said(torch.tensor([0.0]))])
+        assert sure.end_probability.tolist() == pytest.approx([0.5])
+
+    def test_the_command_takes_a_list(self, run, checkpoint, other):
+        status, out, _ = run(f"checkpoint=[{checkpoint},{other}]")
+        assert status == 0
+        assert f"{len(NAMES)} images" in out
+        status, _, err = run(f"checkpoint=[{other},{checkpoint}]")
+        assert status == 0
+        assert "were done with another checkpoint" in err
+
+    def test_networks_that_do_not_belong_together_are_refused(self, run, checkpoint, tmp_path):
+        saved = torch.load(checkpoint, weights_only=True)
+        saved["grace_lightning"]["features"]["scale"] = SCALE + 1
+        torch.save(saved, tmp_path / "wider.ckpt")
+        both = f"checkpoint=[{checkpoint},{tmp_path}/wider.ckpt]"
+        expect_refusal(run(both), "trained with different features.scale", str(SCALE + 1), "give features.scale")
+        assert run(both, f"features.scale={SCALE}")[0] == 0
+        expect_refusal(run("checkpoint=[]"), "checkpoint is not set")
+        expect_refusal(run(f"checkpoint=[{checkpoint},gone.ckpt]"), "gone.ckpt: no such checkpoint")

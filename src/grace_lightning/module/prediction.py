@@ -11,6 +11,9 @@ from torch import Tensor
 from grace_lightning.graph import Graph
 from grace_lightning.link import Filaments, Linker
 
+SURE = 1e-6
+"""Probabilities closer to 0 or 1 count as this, so that one network, sure beyond measure, does not outvote others."""
+
 
 class Prediction(NamedTuple):
     """Probabilities of one image.
@@ -42,6 +45,23 @@ class Prediction(NamedTuple):
         further = [p for p in (self.second_probability, self.third_probability) if p is not None]
         more = torch.stack(further, dim=1) if further else None
         return linker(graph.pos, graph.edges, self.node_probability, edge, self.end_probability, more)
+
+
+def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
+    """What several networks say of one image together: the mean of their log-odds, labels those of the first.
+
+    Parameters
+    ----------
+    predictions : of the same nodes and edges; a head counts where its network learned it
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    first = predictions[0]._asdict()
+    for key in (name for name in Prediction._fields if name.endswith("_probability")):
+        said = [value for p in predictions if (value := getattr(p, key)) is not None]
+        if said:
+            first[key] = torch.stack(said).double().logit(eps=SURE).mean(dim=0).sigmoid().float()
+    return Prediction(**first)
 
 
 def gather(predictions: Sequence[Prediction]) -> dict[str, tuple[Tensor, Tensor]]:

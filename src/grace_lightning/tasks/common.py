@@ -19,6 +19,24 @@ from grace_lightning.errors import InputError
 
 Config = dict[str, Any]
 
+Checkpoints = str | Path | Sequence[str | Path]
+"""One checkpoint, or several, whose networks predict together."""
+
+
+def checkpoint_paths(given: Checkpoints) -> list[str | Path]:
+    """The checkpoints as a list of their paths."""
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
+def same_in_all(configs: Sequence[Config], key: str, hint: str) -> Any:
+    """The value that the configurations of all checkpoints have at ``group.key``, None where it is missing."""
+    group, name = key.split(".")
+    values = [config[group].get(name) for config in configs]
+    if any(value != values[0] for value in values):
+        found = ", ".join("null" if value is None else str(value) for value in values)
+        raise InputError(f"checkpoint: trained with different {key}, {found}: {hint}")
+    return values[0]
+
 
 def plain(cfg: DictConfig) -> Config:
     """The configuration as plain containers, all references resolved."""

@@ -18,15 +18,23 @@ from rich.progress import track
 from rich.table import Table
 
 from grace_lightning import figures
-from grace_lightning.config import build
+from grace_lightning.config import build, check_value
 from grace_lightning.data import GraceDataModule
 from grace_lightning.errors import InputError
 from grace_lightning.features import PatchAugmentation
 from grace_lightning.graph import Sample
 from grace_lightning.link import Linker
 from grace_lightning.metrics import SCORES, Scores, calibration, classification
-from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, gather, read_checkpoint
-from grace_lightning.tasks.common import Config, plain, quiet_lightning, short, write_json
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule, Prediction, gather, mean_prediction, read_checkpoint
+from grace_lightning.tasks.common import (
+    Config,
+    checkpoint_paths,
+    plain,
+    quiet_lightning,
+    same_in_all,
+    short,
+    write_json,
+)
 from grace_lightning.tasks.objects import (
     Objects,
     brush_width,
@@ -56,11 +64,28 @@ def evaluate(cfg: DictConfig) -> Metrics:
     """
     config = plain(cfg)
     quiet_lightning()
-    if config["checkpoint"] is None:
+    check_value(config["checkpoint"], str | list[str] | None, "checkpoint")
+    paths = checkpoint_paths(config["checkpoint"] or [])
+    if not paths:
         raise InputError("checkpoint is not set; give a file such as checkpoint=runs/<run>/model/best.ckpt")
-    module = load_module(config["checkpoint"], scale=config["features"]["scale"])
-    linker = build_linker(config.get("link"), module.config)
-    brush = brush_width(config, module.config["features"]["scale"])
+    modules = [load_module(path, scale=config["features"]["scale"]) for path in paths]
+    configs = [module.config for module in modules]
+    scale = same_in_all(configs, "features.scale", "give features.scale")
+    same_in_all(configs, "data.max_candidate", "they see different graphs")
+    linker = build_linker(config.get("link"), configs[0])
+    brush = brush_width(config, scale)
+    members = [(module, _infer_data(config, module)) for module in modules]
+    trainer = single_process(config["trainer"])
+    console = Console()
+    pictures = wants_pictures(config)
+    result = evaluate_infer(trainer, members, linker, brush, Path(config["run_dir"]), console, pictures)
+    print_scores(console, {"infer": result})
+    console.print(f"run folder  {short(Path(config['run_dir']))}", highlight=False)
+    return result
+
+
+def _infer_data(config: Config, module: GraceModule) -> GraceDataModule:
+    """The images to score, as a network takes them."""
     data = {**module.config["data"], "simulation": None}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:
@@ -70,13 +95,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
     datamodule.setup("predict")
     if not datamodule.sources["infer"]:
         raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")
-    trainer = single_process(config["trainer"])
-    console = Console()
-    pictures = wants_pictures(config)
-    result = evaluate_infer(trainer, module, datamodule, linker, brush, Path(config["run_dir"]), console, pictures)
-    print_scores(console, {"infer": result})
-    console.print(f"run folder  {short(Path(config['run_dir']))}", highlight=False)
-    return result
+    return datamodule
 
 
 def single_process(node: Config, device: torch.device | None = None) -> pl.Trainer:
@@ -199,19 +218,24 @@ def score(predictions: Sequence[Prediction]) -> Metrics:
     return {**both(predictions), "images": {p.name: both([p]) for p in predictions}}
 
 
-def score_calibration(module: GraceModule, predictions: Sequence[Prediction]) -> Metrics:
-    """Of ``nodes`` and ``edges`` the temperature, and the expected calibration error without and with it."""
-    temperatures = zip(gather(predictions).items(), module.temperature.tolist(), strict=False)
-    return {
-        head: calibration(probability, label, temperature)._asdict()
-        for (head, (probability, label)), temperature in temperatures
-    }
+def score_calibration(modules: Sequence[GraceModule], predictions: Sequence[Prediction]) -> Metrics:
+    """Of ``nodes`` and ``edges`` the temperature, and the expected calibration error without and with it.
+
+    Several networks have no temperature in common, and no error without it: None.
+    """
+    found: Metrics = {}
+    for (head, (probability, label)), temperature in zip(
+        gather(predictions).items(), modules[0].temperature.tolist(), strict=False
+    ):
+        found[head] = calibration(probability, label, temperature)._asdict()
+        if len(modules) > 1:
+            found[head] |= {"temperature": None, "error_before": None}
+    return found
 
 
 def evaluate_infer(
     trainer: pl.Trainer,
-    module: GraceModule,
-    datamodule: GraceDataModule,
+    members: Sequence[tuple[GraceModule, GraceDataModule]],
     linker: Linker,
     brush: float,
     run_dir: Path,
@@ -222,6 +246,7 @@ def evaluate_infer(
 
     Parameters
     ----------
+    members : networks, and the images as each takes them; the log-odds of several are averaged
     linker : makes filaments of the probabilities
     brush : width of the line that a filament is drawn with, pixels
     pictures : whether to draw any
@@ -230,12 +255,15 @@ def evaluate_infer(
     -------
     metrics, see :func:`score`; ``objects``, of all and of each image, see :func:`score_objects`
     """
-    dataset = datamodule.dataset("infer")
-    predictions = predict(trainer, module, datamodule.predict_dataloader())
+    dataset = members[0][1].dataset("infer")
+    said = [predict(trainer, module, data.predict_dataloader()) for module, data in members]
+    names = [[prediction.name for prediction in part] for part in said]
+    if names != [names[0]] * len(names):
+        raise InputError("checkpoint: trained with different inference images; give data.infer_image_dir")
+    predictions = [mean_prediction(of_image) for of_image in zip(*said, strict=True)]
     metrics = score(predictions)
     folder = run_dir / "infer"
     folder.mkdir(parents=True, exist_ok=True)
-    names = {prediction.name for prediction in predictions}
     found: list[Objects] = []
     hidden = not console.is_terminal
     shown = track(
@@ -248,10 +276,10 @@ def evaluate_infer(
         write_json(folder / f"{prediction.name}.json", metrics["images"][prediction.name])
         if pictures:
             _draw(sample, prediction, folder / f"{prediction.name}.png")
-            draw_objects(sample, objects, prediction.name, folder, names)
+            draw_objects(sample, objects, prediction.name, folder, set(names[0]))
         found.append(objects)
     metrics = {**metrics, "objects": score_objects(found), "images": metrics.pop("images")}
-    metrics["calibration"] = score_calibration(module, predictions)
+    metrics["calibration"] = score_calibration([module for module, _ in members], predictions)
     if pictures:
         draw_set(gather(predictions), found, folder / SET)
     write_json(run_dir / "metrics.json", metrics)

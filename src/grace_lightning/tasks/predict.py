@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from grace_lightning import figures, io
 from grace_lightning.config import build, check_value
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.tasks.common import Config, exit_if_failed, plain, quiet_lightning, short
+from grace_lightning.tasks.common import Config, checkpoint_paths, exit_if_failed, plain, quiet_lightning, short
 from grace_lightning.tasks.predictor import Findings, Predictor, Prepared
 from grace_lightning.tasks.results import (
     Export,
@@ -53,10 +53,11 @@ def predict(cfg: DictConfig) -> None:
     predictor = Predictor.from_checkpoint(
         config["checkpoint"], scale=config["features"]["scale"], link=config.get("link")
     )
-    frame = predictor.module.config["data"].get("frame") if config["frame"] is None else config["frame"]
+    frame = predictor.frame if config["frame"] is None else config["frame"]
+    digests = [_digest(Path(path)) for path in checkpoint_paths(config["checkpoint"])]
     used = settings(
         export,
-        checkpoint=_digest(Path(config["checkpoint"])),
+        checkpoint=digests if len(digests) > 1 else digests[0],
         scale=predictor.scale,
         link=config.get("link"),
         frame=frame,
@@ -93,7 +94,7 @@ def predict(cfg: DictConfig) -> None:
 
 def _check(config: Config) -> None:
     for key, expected in {
-        "checkpoint": str | None,
+        "checkpoint": str | list[str] | None,
         "image_dir": str | None,
         "detections_dir": str | None,
         "out_dir": str,
@@ -106,7 +107,7 @@ def _check(config: Config) -> None:
         "checkpoint": "a file such as checkpoint=runs/<run>/model/best.ckpt",
         "image_dir": "the folder of the micrographs",
     }.items():
-        if config[key] is None:
+        if config[key] is None or config[key] == []:
             raise InputError(f"{key} is not set; give {example}")
     if config["pixel_size"] is not None and not 0 < config["pixel_size"] < float("inf"):
         raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, above 0")

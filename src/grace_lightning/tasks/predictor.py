@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from grace_lightning.errors import InputError
 from grace_lightning.graph import Graph, Sample, from_detections, with_candidates
 from grace_lightning.io import Filament
 from grace_lightning.link import Filaments, Linker
-from grace_lightning.module import GraceModule, Prediction
-from grace_lightning.tasks.common import Config
+from grace_lightning.module import GraceModule, Prediction, mean_prediction
+from grace_lightning.tasks.common import Checkpoints, Config, checkpoint_paths, same_in_all
 from grace_lightning.tasks.evaluate import build_linker, load_module
 
 
@@ -61,7 +60,7 @@ class Prepared:
 
     Parameters
     ----------
-    data : what the features extracted of the distinct detections; moves to the device, the rest stays
+    data : what the features of each network extracted of the distinct detections; moves to the device, the rest stays
     graph : of M distinct detections
     pos : (N, 2) float32, pixels, of all detections
     confidence : (N,) float32
@@ -70,7 +69,13 @@ class Prepared:
     """
 
     def __init__(
-        self, data: GraphData, graph: Graph, pos: Tensor, confidence: Tensor, rows: Tensor, place: Tensor
+        self,
+        data: Sequence[GraphData],
+        graph: Graph,
+        pos: Tensor,
+        confidence: Tensor,
+        rows: Tensor,
+        place: Tensor,
     ) -> None:
         self.data, self.graph = data, graph
         self.pos, self.confidence = pos, confidence
@@ -83,45 +88,58 @@ class Prepared:
 
     def to(self, device: torch.device | str) -> Prepared:
         """The same with its data on ``device``."""
-        return Prepared(self.data.to(device), self.graph, self.pos, self.confidence, self.rows, self.place)
+        data = [one.to(device) for one in self.data]
+        return Prepared(data, self.graph, self.pos, self.confidence, self.rows, self.place)
 
 
 class Predictor(nn.Module):
-    """Finds filaments in micrographs with a trained network.
+    """Finds filaments in micrographs with a trained network, or with several: then with the mean of their log-odds.
 
     Parameters
     ----------
-    module : the trained network with its features
-    linker : makes filaments of its probabilities
+    modules : the trained networks with their features
+    linker : makes filaments of their probabilities
+
+    Raises
+    ------
+    InputError
+        Networks for filaments of different widths, or for different graphs.
     """
 
-    def __init__(self, module: GraceModule, linker: Linker) -> None:
+    def __init__(self, modules: Sequence[GraceModule], linker: Linker) -> None:
         super().__init__()
-        self.module = module.eval()
+        if not modules:
+            raise InputError("no networks, expected one at least")
+        self.members = nn.ModuleList(modules).eval()
         self.linker = linker
+        self.configs = [module.config for module in modules]
+        self.scale: float = same_in_all(self.configs, "features.scale", "give features.scale")
+        """Width of a filament, pixels."""
+        self.max_candidate: float | None = same_in_all(self.configs, "data.max_candidate", "they see different graphs")
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, scale: float | None = None, link: Config | None = None) -> Predictor:
+    def from_checkpoint(cls, path: Checkpoints, *, scale: float | None = None, link: Config | None = None) -> Predictor:
         """The predictor of a checkpoint, on the CPU; ``.to("cuda")`` moves it.
 
         Parameters
         ----------
-        path : of a run's ``model/best.ckpt``
+        path : of a run's ``model/best.ckpt``, or of several, whose log-odds are averaged
         scale : width of a filament in the images to come, pixels; None: as in training
-        link : configuration of the linker; None: as the checkpoint has it
+        link : configuration of the linker; None: as the first checkpoint has it
 
         Raises
         ------
         InputError
-            Not a checkpoint of this package, a damaged one, or one that names classes of another package.
+            Not a checkpoint of this package, a damaged one, or one that names classes of another package; several that
+            were trained for filaments of different widths while no ``scale`` is given, or for different graphs.
         """
-        module = load_module(path, scale=scale)
-        return cls(module, build_linker(link, module.config))
+        modules = [load_module(one, scale=scale) for one in checkpoint_paths(path)]
+        return cls(modules, build_linker(link, modules[0].config))
 
     @property
-    def scale(self) -> float:
-        """Width of a filament, pixels."""
-        return float(self.module.config["features"]["scale"])
+    def frame(self) -> int | Literal["mean"] | None:
+        """What the networks took of an image stack in training."""
+        return same_in_all(self.configs, "data.frame", "give frame")  # type: ignore[no-any-return]
 
     def forward(self, image: ArrayLike | Tensor, pos: ArrayLike | Tensor, confidence: Any = None) -> Findings:
         """Filaments of one micrograph.
@@ -155,7 +173,7 @@ class Predictor(nn.Module):
         return self.find(self.prepare(pixels, points, scores).to(device))
 
     def prepare(self, image: Tensor, pos: Tensor, confidence: Tensor | None = None, name: str = "") -> Prepared:
-        """What comes before the network, on the CPU: the graph, the flattened image, frozen features.
+        """What comes before the networks, on the CPU: the graph, the flattened image, frozen features.
 
         Parameters
         ----------
@@ -166,26 +184,27 @@ class Predictor(nn.Module):
         """
         rows, place = _distinct(pos)
         graph = from_detections(pos[rows])[0]
-        max_candidate = self.module.config["data"].get("max_candidate")
-        if max_candidate is not None:
-            graph = with_candidates(graph, max_candidate)[0]
+        if self.max_candidate is not None:
+            graph = with_candidates(graph, self.max_candidate)[0]
         sample = Sample(name, image, graph)  # which refuses detections outside the image
-        sample = sample.replace(image=self.module.features.preprocess(image))  # type: ignore[operator]
-        trained = self.module.config["data"]
-        hops = {key: trained[key] for key in ("num_hops", "connection") if key in trained}
-        with torch.no_grad():
-            data = prepare(sample, self.module.features, **hops)  # type: ignore[arg-type]
+        data = [_extracted(member, sample) for member in self.members]  # type: ignore[arg-type]
         scores = torch.ones(len(pos)) if confidence is None else confidence
-        return Prepared(Batch.from_data_list([data]), graph, pos, scores, rows, place)
+        return Prepared(data, graph, pos, scores, rows, place)
+
+    @torch.no_grad()
+    def probabilities(self, prepared: Prepared) -> Prediction:
+        """What the networks say together of one micrograph with one detection at least."""
+        pairs = zip(self.members, prepared.data, strict=True)
+        return mean_prediction([member.predict_step(data, 0)[0] for member, data in pairs])  # type: ignore[operator]
 
     @torch.no_grad()
     def find(self, prepared: Prepared) -> Findings:
-        """The network's probabilities, and the filaments they make."""
+        """The networks' probabilities, and the filaments they make."""
         rows, place, graph = prepared.rows, prepared.place, prepared.graph
         none = torch.zeros(0)
         prediction = Prediction("", none, none, None, None, None, None, none, none)
         if len(rows):
-            prediction = self.module.predict_step(prepared.data, 0)[0]
+            prediction = self.probabilities(prepared)
         filaments = prediction.filaments(self.linker, graph)
         return Findings(
             graph=Graph(prepared.pos, rows[graph.edges], confidence=prepared.confidence),
@@ -196,7 +215,7 @@ class Predictor(nn.Module):
 
 
 def predict(
-    checkpoint: str | Path | Predictor,
+    checkpoint: Checkpoints | Predictor,
     image: ArrayLike | Tensor,
     pos: ArrayLike | Tensor,
     *,
@@ -206,7 +225,8 @@ def predict(
 
     Parameters
     ----------
-    checkpoint : a run's ``model/best.ckpt``; or, so that it is read once for many micrographs, a :class:`Predictor`
+    checkpoint : a run's ``model/best.ckpt``, or several, whose log-odds are averaged; or, so that they are read once
+        for many micrographs, a :class:`Predictor`
     image : (H, W), any real numbers; row 0 is y = 0
     pos : (N, 2) pixels, columns x and y
     scale : width of a filament, pixels; None: as in training
@@ -229,6 +249,16 @@ def predict(
         predictor = Predictor.from_checkpoint(checkpoint, scale=scale)
     findings: Findings = predictor(image, pos)
     return findings.paths
+
+
+def _extracted(member: GraceModule, sample: Sample) -> GraphData:
+    """A batch of one image as a network takes it."""
+    trained = member.config["data"]
+    hops = {key: trained[key] for key in ("num_hops", "connection") if key in trained}
+    sample = sample.replace(image=member.features.preprocess(sample.image))  # type: ignore[operator]
+    with torch.no_grad():
+        data = prepare(sample, member.features, **hops)  # type: ignore[arg-type]
+    return Batch.from_data_list([data])  # type: ignore[no-any-return]
 
 
 def _tensor(values: Any, name: str) -> Tensor:

@@ -117,9 +117,9 @@ def _train(config: Config) -> Metrics:
         module.load_state_dict(read_checkpoint(best)["state_dict"])
     alone = trainer if trainer.world_size == 1 else single_process(config["trainer"], trainer.strategy.root_device)
     valid = predict(alone, module, datamodule.loader("valid"))
-    results = {"valid": {**score(valid), "calibration": score_calibration(module, valid)}}
+    results = {"valid": {**score(valid), "calibration": score_calibration([module], valid)}}
     if datamodule.sources["infer"]:
-        results["infer"] = evaluate_infer(alone, module, datamodule, linker, brush, run_dir, console, pictures)
+        results["infer"] = evaluate_infer(alone, [(module, datamodule)], linker, brush, run_dir, console, pictures)
     print_scores(console, results)
     console.print(f"run folder  {short(run_dir)}", highlight=False)
     if any(isinstance(logger, TensorBoardLogger) for logger in loggers.values()):
