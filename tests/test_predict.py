@@ -757,4 +757,6 @@ class TestSeveralCheckpoints:
         expect_refusal(run(both), "trained with different features.scale", str(SCALE + 1), "give features.scale")
         assert run(both, f"features.scale={SCALE}")[0] == 0
         expect_refusal(run("checkpoint=[]"), "checkpoint is not set")
+        with pytest.raises(InputError, match="checkpoint: none, expected one or more"):
+            Predictor.from_checkpoint([])
         expect_refusal(run(f"checkpoint=[{checkpoint},gone.ckpt]"), "gone.ckpt: no such checkpoint")

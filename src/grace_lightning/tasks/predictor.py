@@ -97,7 +97,7 @@ class Predictor(nn.Module):
 
     Parameters
     ----------
-    modules : the trained networks with their features
+    modules : the trained networks with their features, one or more
     linker : makes filaments of their probabilities
 
     Raises
@@ -108,8 +108,6 @@ class Predictor(nn.Module):
 
     def __init__(self, modules: Sequence[GraceModule], linker: Linker) -> None:
         super().__init__()
-        if not modules:
-            raise InputError("no networks, expected one at least")
         self.members = nn.ModuleList(modules).eval()
         self.linker = linker
         self.configs = [module.config for module in modules]
@@ -134,6 +132,8 @@ class Predictor(nn.Module):
             were trained for filaments of different widths while no ``scale`` is given, or for different graphs.
         """
         modules = [load_module(one, scale=scale) for one in checkpoint_paths(path)]
+        if not modules:
+            raise InputError("checkpoint: none, expected one or more")
         return cls(modules, build_linker(link, modules[0].config))
 
     @property
