@@ -67,7 +67,10 @@ class Augmentation:
         return any(step.uses_annotation for step in self.on_sample)
 
     def sample(self, sample: Sample) -> Sample:
-        """Apply what acts on samples; after the last step that looks at the annotation that goes, as it costs time."""
+        """Apply what acts on samples.
+
+        Where steps look at the annotation, it goes after the last of them: to turn it with the image takes time.
+        """
         last = max((k for k, step in enumerate(self.on_sample) if step.uses_annotation), default=None)
         for k, step in enumerate(self.on_sample):
             sample = step(sample)

@@ -22,7 +22,7 @@ from grace_lightning.graph import (
     spanning_tree,
     with_candidates,
 )
-from grace_lightning.metrics import true_filaments
+from grace_lightning.metrics import grouped, true_filaments
 from grace_lightning.targets import with_targets
 
 Floats = NDArray[np.float64]
@@ -99,9 +99,7 @@ def _filaments(sample: Sample) -> list[Ints]:
     """The nodes of each true filament, none where they are not told apart."""
     members = sample.graph.members
     if members is not None:
-        node, filament = members.numpy()
-        order = np.argsort(filament, kind="stable")
-        return np.split(node[order], np.flatnonzero(np.diff(filament[order])) + 1) if len(order) else []
+        return grouped(*members.numpy())
     truth = true_filaments(sample.graph, sample.annotation, None)
     return [] if truth.source == "connected positive edges" else truth.nodes
 
@@ -161,15 +159,15 @@ class _Drawing:
         self.number = int(self.annotation.max())
         self.limit = np.iinfo(self.annotation.dtype).max
         self.covered = np.zeros(self.annotation.shape, dtype=bool)  # annotated by a copy
-        self.course = [_course(self.pos[nodes], self.original, scale) for nodes in truth]
+        self.truth_courses = [_course(self.pos[nodes], self.original, scale) for nodes in truth]
         self.donors: list[Ints] = []  # of each copy the nodes that came to lie in the image,
         self.moved: list[Floats] = []  # where they lie now,
-        self.courses: list[Floats] = []  # and the points that stand for it
+        self.copy_courses: list[Floats] = []  # and the points that stand for it
 
     def paste(self, filament: int, move: _Move, *, hides: bool) -> None:
         """Lay a copy of a filament, given its number, on the image."""
         shape, nodes = self.annotation.shape, self.truth[filament]
-        moved, course = move.forth(self.pos[nodes]), move.forth(self.course[filament])
+        moved, course = move.forth(self.pos[nodes]), move.forth(self.truth_courses[filament])
         inside, course = _inside(moved, shape), course[_inside(course, shape)]
         if inside.sum() < FEWEST or self.number >= self.limit:
             return
@@ -190,7 +188,7 @@ class _Drawing:
         self.covered[row[annotated], column[annotated]] = True
         self.donors.append(nodes[inside])
         self.moved.append(moved[inside])
-        self.courses.append(course)
+        self.copy_courses.append(course)
 
     def finished(self, max_candidate: float | None) -> Sample:
         """The sample with its copies; its nodes are the old ones, then those of the copies."""
@@ -241,11 +239,11 @@ class _Drawing:
         pos, reach = whole.pos.numpy().astype(np.float64), INNER * self.scale
         positive = whole.node_label.numpy() == Label.TRUE_POSITIVE
         groups = []
-        for nodes, course in zip(self.truth, self.course, strict=True):
+        for nodes, course in zip(self.truth, self.truth_courses, strict=True):
             near = _distance(course, added) <= reach
             row = new_row[nodes]
             groups.append(np.concatenate([row[row >= 0], len(kept) + np.flatnonzero(near)]))
-        groups += [np.flatnonzero(_distance(course, pos) <= reach) for course in self.courses]
+        groups += [np.flatnonzero(_distance(course, pos) <= reach) for course in self.copy_courses]
         return {str(k): nodes[positive[nodes]] for k, nodes in enumerate(groups)}
 
 

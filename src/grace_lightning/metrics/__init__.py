@@ -23,7 +23,15 @@ from grace_lightning.metrics.classification import (
     reliability,
     roc,
 )
-from grace_lightning.metrics.filaments import Predicted, Truth, annotated_objects, counted, draw_path, true_filaments
+from grace_lightning.metrics.filaments import (
+    Predicted,
+    Truth,
+    annotated_objects,
+    counted,
+    draw_path,
+    grouped,
+    true_filaments,
+)
 from grace_lightning.metrics.objects import MATCH_IOU, OBJECT_SCORES, Overlap, object_scores, overlap
 
 __all__ = [
@@ -46,6 +54,7 @@ __all__ = [
     "counted",
     "draw_path",
     "fit_temperature",
+    "grouped",
     "known",
     "object_scores",
     "overlap",

@@ -69,13 +69,13 @@ def _by_number(graph: Graph, annotation: NDArray[np.integer]) -> list[Ints]:
     last = np.array(annotation.shape[::-1]) - 1
     x, y = np.clip(np.floor(graph.pos.numpy()[positive].astype(np.float64) + 0.5).astype(np.int64), 0, last).T
     number = annotation[y, x]
-    return _grouped(positive[number != 0], number[number != 0])
+    return grouped(positive[number != 0], number[number != 0])
 
 
 def _by_edges(graph: Graph) -> list[Ints]:
     ends = graph.edges.numpy()[:, graph.edge_label.numpy() == Label.TRUE_POSITIVE]
     joined = sp.csr_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(graph.num_nodes, graph.num_nodes))
-    return _grouped(np.arange(graph.num_nodes), connected_components(joined, directed=False)[1])
+    return grouped(np.arange(graph.num_nodes), connected_components(joined, directed=False)[1])
 
 
 def annotated_objects(annotation: Tensor) -> list[Ints]:
@@ -92,7 +92,7 @@ def annotated_objects(annotation: Tensor) -> list[Ints]:
     if not _is_numbered(number):
         number, _ = ndimage.label(number != 0, structure=np.ones((3, 3)))
     pixels = np.flatnonzero(number)
-    return _grouped(pixels, number.reshape(-1)[pixels])
+    return grouped(pixels, number.reshape(-1)[pixels])
 
 
 def _is_numbered(annotation: NDArray[np.integer]) -> bool:
@@ -100,8 +100,8 @@ def _is_numbered(annotation: NDArray[np.integer]) -> bool:
     return len(numbers) > 0 and bool(numbers.min() != numbers.max())
 
 
-def _grouped(items: Ints, number: NDArray[np.integer]) -> list[Ints]:
-    """The items of each number, in the order of the numbers."""
+def grouped(items: Ints, number: NDArray[np.integer]) -> list[Ints]:
+    """The items (any,) of each number, given one for every item, in the order of the numbers."""
     order = np.argsort(number, kind="stable")
     return np.split(items[order], np.flatnonzero(np.diff(number[order])) + 1) if len(items) else []
 
