@@ -29,6 +29,7 @@ from grace_lightning.link import Filaments
 from grace_lightning.module import Prediction, mean_prediction
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks import results
+from grace_lightning.tasks.common import checkpoint_paths
 from grace_lightning.tasks.predict import _Ahead, _only
 from grace_lightning.tasks.predictor import _with_duplicates
 from grace_lightning.tasks.train import train
@@ -748,6 +749,22 @@ class TestSeveralCheckpoints:
         status, _, err = run(f"checkpoint=[{other},{checkpoint}]")
         assert status == 0
         assert "were done with another checkpoint" in err
+
+    def test_a_folder_stands_for_the_runs_in_it(self, run, checkpoint, other, tmp_path):
+        run_folder = checkpoint.parent.parent
+        assert checkpoint_paths(run_folder) == [checkpoint]
+        for number, path in (("0", checkpoint), ("1", other)):
+            (tmp_path / "sweep" / number / "model").mkdir(parents=True)
+            shutil.copy(path, tmp_path / "sweep" / number / "model" / "best.ckpt")
+        (tmp_path / "sweep" / "2").mkdir()  # a run that failed
+        status, out, _ = run(f"checkpoint={tmp_path}/sweep", "export.png=false")
+        assert status == 0
+        assert "by 2 networks together" in out
+        status, _, err = run(f"checkpoint=[{checkpoint},{other}]", "export.png=false")
+        assert status == 0
+        assert "with another checkpoint" not in err
+        (tmp_path / "empty").mkdir()
+        expect_refusal(run(f"checkpoint={tmp_path}/empty"), "empty: no checkpoint in it", "model/best.ckpt")
 
     def test_networks_that_do_not_belong_together_are_refused(self, run, checkpoint, tmp_path):
         saved = torch.load(checkpoint, weights_only=True)

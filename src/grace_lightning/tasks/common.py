@@ -20,12 +20,36 @@ from grace_lightning.errors import InputError
 Config = dict[str, Any]
 
 Checkpoints = str | Path | Sequence[str | Path]
-"""One checkpoint, or several, whose networks predict together."""
+"""One checkpoint, or several, whose networks predict together; a folder stands for those of the runs in it."""
+
+BEST = Path("model", "best.ckpt")
+"""Where a run's folder has its best checkpoint."""
 
 
-def checkpoint_paths(given: Checkpoints) -> list[str | Path]:
-    """The checkpoints as a list of their paths."""
-    return [given] if isinstance(given, str | Path) else list(given)
+def checkpoint_paths(given: Checkpoints) -> list[Path]:
+    """The files of the checkpoints.
+
+    Parameters
+    ----------
+    given : files, folders of runs, or folders of sweeps, of which every run counts that has a checkpoint
+
+    Raises
+    ------
+    InputError
+        A folder has no checkpoint.
+    """
+    return [
+        file for one in ([given] if isinstance(given, str | Path) else given) for file in _checkpoint_files(Path(one))
+    ]
+
+
+def _checkpoint_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = [path / BEST] if (path / BEST).is_file() else sorted(path.glob(f"*/{BEST.as_posix()}"))
+    if not found:
+        raise InputError(f"{path}: no checkpoint in it, expected a run's folder with {BEST}, or the folder of a sweep")
+    return found
 
 
 def same_in_all(configs: Sequence[Config], key: str, hint: str) -> Any:

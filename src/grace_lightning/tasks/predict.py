@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> None:
         config["checkpoint"], scale=config["features"]["scale"], link=config.get("link")
     )
     frame = predictor.frame if config["frame"] is None else config["frame"]
-    digests = [_digest(Path(path)) for path in checkpoint_paths(config["checkpoint"])]
+    digests = [_digest(path) for path in checkpoint_paths(config["checkpoint"])]
     used = settings(
         export,
         checkpoint=digests if len(digests) > 1 else digests[0],
@@ -89,7 +89,7 @@ def predict(cfg: DictConfig) -> None:
         loader = _Ahead(images, batch_size=1, collate_fn=_only)
         trainer.predict(_Finder(predictor), loader, return_predictions=False)
     if trainer.is_global_zero:
-        _report(console, writer, len(sources), len(sources) - len(wanted) - len(failures))
+        _report(console, writer, len(sources), len(sources) - len(wanted) - len(failures), len(digests))
 
 
 def _check(config: Config) -> None:
@@ -352,7 +352,7 @@ class _Writer(pl.Callback):
 # ---- at the end -----------------------------------------------------------------------------------------------------
 
 
-def _report(console: Console, writer: _Writer, total: int, skipped: int) -> None:
+def _report(console: Console, writer: _Writer, total: int, skipped: int, networks: int) -> None:
     """Join the tables, say what was done and, with status 1, what failed."""
     failures, export = writer.failures, writer.export
     try:
@@ -363,7 +363,8 @@ def _report(console: Console, writer: _Writer, total: int, skipped: int) -> None
         before = f" ({skipped} done before, overwrite=true does them anew)" if skipped else ""
         rings = f"; {writer.rings} closed ones have no ends for .box" if writer.rings and export.box else ""
         failed = f"; {len(failures)} of {total} images failed" if failures else ""
-        done = f"{images} images, {filaments:,} filaments in {short(writer.out_dir)}{before}{rings}{failed}"
+        together = f", by {networks} networks together" if networks > 1 else ""
+        done = f"{images} images, {filaments:,} filaments in {short(writer.out_dir)}{together}{before}{rings}{failed}"
         console.print(done, highlight=False, soft_wrap=True)
     names = writer.without_pixel_size
     if names and (export.star or export.cbox):

@@ -121,7 +121,7 @@ class Predictor(nn.Module):
 
         Parameters
         ----------
-        path : of a run's ``model/best.ckpt``, or of several, whose log-odds are averaged
+        path : of a run's ``model/best.ckpt``, its folder, that of a sweep, or several, whose log-odds are averaged
         scale : width of a filament in the images to come, pixels; None: as in training
         link : configuration of the linker; None: as the first checkpoint has it
 
@@ -225,8 +225,8 @@ def predict(
 
     Parameters
     ----------
-    checkpoint : a run's ``model/best.ckpt``, or several, whose log-odds are averaged; or, so that they are read once
-        for many micrographs, a :class:`Predictor`
+    checkpoint : a run's ``model/best.ckpt``, its folder, that of a sweep, or several, whose log-odds are averaged; or,
+        so that they are read once for many micrographs, a :class:`Predictor`
     image : (H, W), any real numbers; row 0 is y = 0
     pos : (N, 2) pixels, columns x and y
     scale : width of a filament, pixels; None: as in training
