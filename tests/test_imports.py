@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
-    *("errors", "config", "legacy", "graph", "io", "simulate", "features", "ridges", "models", "link", "metrics"),
+    *("errors", "files", "config", "legacy", "graph", "io", "simulate", "features", "ridges", "models", "link", "metrics"),
     *("targets", "augment", "sampling", "data", "figures", "module", "callbacks", "sweeps", "tasks", "cli"),
 ]
 

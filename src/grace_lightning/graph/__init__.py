@@ -16,12 +16,13 @@ from grace_lightning.graph.ends import end_labels, spanning_tree
 from grace_lightning.graph.geometry import EDGE_PROPERTIES, edge_geometry
 from grace_lightning.graph.mask import label_by_mask
 from grace_lightning.graph.neighbours import Connection, Subgraphs, adjacency, subgraphs
-from grace_lightning.graph.sample import Graph, Label, Sample, inside_image, sort_edges
+from grace_lightning.graph.sample import Filament, Graph, Label, Sample, inside_image, sort_edges
 from grace_lightning.graph.triangulation import delaunay, from_detections, merge_duplicates
 
 __all__ = [
     "EDGE_PROPERTIES",
     "Connection",
+    "Filament",
     "Graph",
     "Label",
     "Sample",

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grace_lightning.errors import InputError
@@ -237,3 +239,23 @@ def sort_edges(edges: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     low, high = edges.amin(dim=0), edges.amax(dim=0)
     rank = torch.argsort(low * num_nodes + high)
     return torch.stack([low, high])[:, rank], rank
+
+
+@dataclass(frozen=True)
+class Filament:
+    """One filament that was found.
+
+    Parameters
+    ----------
+    path : (P, 2) float32, pixels, columns x and y, in order along the filament
+    score : (P,) float32, probability of each point of the path to lie on a filament
+    node : (P,) int64, the detection that each point of the path is; where a filament crosses itself, one comes twice
+    members : (M,) int64, the detections on the path and those beside it, in order along the filament
+    closed : whether the last point of the path is joined to the first, which is not repeated
+    """
+
+    path: NDArray[np.float32]
+    score: NDArray[np.float32]
+    node: NDArray[np.int64]
+    members: NDArray[np.int64]
+    closed: bool = False
