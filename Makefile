@@ -22,8 +22,8 @@ $(READY): pyproject.toml
 train: $(READY)  ## train on simulated micrographs, then score on others
 	$(BIN)/grace-train model=gcn augment=default
 
-test: $(READY)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+test: $(READY)  ## run the tests; ARGS='-m "not slow"' leaves the slow ones out
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(READY)  ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -35,6 +35,7 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 
 docs: $(READY)  ## build the documentation into build/site
+	$(BIN)/python docs/modules.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 

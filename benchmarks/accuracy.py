@@ -7,7 +7,7 @@ union of a true one.
     python benchmarks/accuracy.py --split valid "augment=none" "augment=default" "augment=strong"
     python benchmarks/accuracy.py --folds 4 --seeds 0               # more images, which tell more about filaments
 
-Every argument is one configuration: overrides for ``grace-train``, separated by spaces. With ``--split valid`` the
+Every argument is one configuration: overrides of ``grace-train``, separated by spaces. With ``--split valid`` the
 infer folder is not looked at: that is the table to tune by, though it flatters, since the best epoch is chosen on the
 same images. So it is with ``--folds``: the images of train and valid together, each scored by a network that was
 trained on those of other folds. Every run has one thread.
@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from reference import trained
+import torch
+from common import trained
 from rich.console import Console
 from rich.table import Column, Table
+from threadpoolctl import threadpool_limits
 
 
 def keys(train: Path, valid: Path, infer: Path) -> list[str]:
@@ -66,16 +68,8 @@ def main() -> None:
 def table_of(data: list[list[str]], args: argparse.Namespace) -> Table:
     images = f"{args.folds} folds" if args.folds else args.split
     title = f"{images}: average precision and filaments, mean over runs of seeds {args.seeds} ± standard deviation"
-    table = Table(
-        Column(overflow="fold"),
-        "nodes",
-        "edges",
-        "filaments F1",
-        "best IoU",
-        "CPU s per run",
-        title=title,
-        title_justify="left",
-    )
+    columns = ("nodes", "edges", "filaments F1", "best IoU", "CPU s per run")
+    table = Table(Column(overflow="fold"), *columns, title=title, title_justify="left")
     for overrides in args.configurations:
         runs = []
         for keys_of_run, seed in product(data, args.seeds):
@@ -91,4 +85,6 @@ def table_of(data: list[list[str]], args: argparse.Namespace) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        main()

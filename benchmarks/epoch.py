@@ -4,30 +4,29 @@
     python benchmarks/epoch.py --models gcn --augment default --size 1500
 
 Everything but the images is as ``grace-train`` makes it, batch size, trainer and metrics included; validation,
-checkpoints, progress bar and logger are off. Without augmentation the inputs are made once and kept, as in a run;
-with it they are made anew every epoch, and turning the images takes time that grows with their size.
+checkpoints, progress bar and logger are off. Augmentation turns the images, which takes time that grows with their
+size.
 """
 
 import argparse
 import statistics
 import time
 import warnings
-from typing import Any
 
-import hydra
 import pytorch_lightning as pl
 import torch
+from common import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 from torch_geometric.loader import DataLoader
 
-from grace_lightning.config import build, config_dir
-from grace_lightning.data import GraceDataset, MemoryCache
+from grace_lightning.checkpoint import build_module
+from grace_lightning.config import build
+from grace_lightning.data import EpochSampler, GraceDataset
 from grace_lightning.graph import Graph, Sample, delaunay
 from grace_lightning.tasks.common import quiet_lightning
-from grace_lightning.tasks.evaluate import build_module
 from grace_lightning.tasks.train import build_augmentation
 
 WARM_UP = 2
@@ -48,47 +47,32 @@ class EpochClock(pl.Callback):
 
     on_train_end = on_train_epoch_start
 
-    def epochs(self) -> list[float]:
-        """CPU seconds of each epoch that counts."""
-        return [after - before for before, after in zip(self.ticks, self.ticks[1:], strict=False)][WARM_UP:]
-
 
 def random_sample(number: int, nodes: int, size: int) -> Sample:
     generator = torch.Generator().manual_seed(number)
     pos = torch.rand(nodes, 2, generator=generator) * (size - 1)
     edges = delaunay(pos)
     label = torch.randint(2, (nodes,), generator=generator)
-    graph = Graph(pos, edges, label, label[edges].amin(dim=0))
+    graph = Graph(pos, edges).with_labels(node=label, edge=label[edges].amin(dim=0))
     return Sample(f"random_{number}", torch.randn(1, size, size, generator=generator), graph)
 
 
-def compose(*overrides: str) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = hydra.compose("train", ["features=statistics", "run_dir=.", "trainer.accelerator=cpu", *overrides])
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
-
-
 def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> list[float]:
-    """CPU seconds of each epoch."""
-    config = compose(f"model={model}", f"augment={augment}", f"trainer.max_epochs={WARM_UP + epochs}")
+    """Return CPU seconds of each epoch."""
+    keys = [f"model={model}", f"augment={augment}", f"trainer.max_epochs={WARM_UP + epochs}"]
+    config = OmegaConf.to_container(compose("train", "features=statistics", "run_dir=.", *keys), resolve=True)
     pl.seed_everything(config["seed"], verbose=False)
     features = build(config["features"], "features")
     augmentation, _ = build_augmentation(config["augment"])
-    cache = MemoryCache(config["data"]["cache_gib"] * 2**30)
-    dataset = GraceDataset(range(len(samples)), samples.__getitem__, features, augmentation, cache=cache)
-    module = build_module(config, features)
-    module.fit_to(dataset.prepared(k) for k in range(len(dataset)))
+    dataset = GraceDataset(range(len(samples)), samples.__getitem__, augmentation)
+    module = build_module(config, features, augmentation.patches)
+    module.fit_to(dataset.graph(k) for k in range(len(dataset)))
     clock = EpochClock()
-    trainer = build(
-        config["trainer"],
-        "trainer",
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(module, DataLoader(dataset, batch_size=config["data"]["batch_size"], shuffle=True))
-    return clock.epochs()
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = build(config["trainer"], "trainer", callbacks=[clock], **off)
+    sampler = EpochSampler(dataset, config["seed"], lambda: trainer.current_epoch, shuffle=True)
+    trainer.fit(module, DataLoader(dataset, config["data"]["batch_size"], sampler=sampler))
+    return [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)][WARM_UP:]
 
 
 def main() -> None:
@@ -101,7 +85,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help=f"that count, after {WARM_UP} that do not")
     args = parser.parse_args()
 
-    torch.set_num_threads(1)
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
     samples = [random_sample(k, args.nodes, args.size) for k in range(args.images)]
@@ -116,5 +99,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     with threadpool_limits(1):
         main()

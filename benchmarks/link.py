@@ -29,11 +29,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
-from grace_lightning.graph import Graph, Label, adjacency, delaunay, label_by_mask
-from grace_lightning.link import Components, Filaments, Programme
+from grace_lightning.graph import Filament, Graph, Label, adjacency, delaunay
+from grace_lightning.link import Components, Programme
 from grace_lightning.simulate import Simulator, image_generator
+from grace_lightning.truth import label_by_mask
 
-Linker = Callable[..., Filaments]
+Linker = Callable[..., list[Filament]]
 
 PLAIN = {"num_blobs": 0, "p_carbon": 0.0}
 SIMULATORS = {
@@ -50,8 +51,6 @@ VARIATIONS: dict[str, tuple[float, float]] = {
     "bend_cost": (20.0, 40.0),
     "turn_cost": (30.0, 60.0),
     "crossing_cost": (0.0, 1.0),
-    "max_edge_gain": (0.5, 2.0),
-    "max_node_gain": (1.0, 3.0),
     "min_probability": (0.02, 0.1),
     "max_gap": (2.0, 5.0),
     "min_length": (2.0, 4.0),
@@ -84,7 +83,7 @@ def simulated(seeds: list[int]) -> dict[str, list[Scene]]:
             truth = [frozenset(nodes) for nodes in simulation.instances.values() if len(nodes) > 1]
             graph, annotation = simulation.sample.graph, simulation.sample.annotation
             scenes.setdefault(name, []).append(Scene(graph, truth))
-            longer = with_longer_edges(graph, annotation, REACH * simulator.width)
+            longer = with_longer_edges(graph, annotation, REACH * simulator.scale)
             scenes.setdefault(f"{name}+", []).append(Scene(longer, truth))
     return scenes
 
@@ -101,7 +100,7 @@ def inputs(scenes: list[Scene], blur: float | None) -> Iterator[tuple[Scene, tup
     for k, scene in enumerate(scenes):
         rng = np.random.default_rng(k)
         graph = scene.graph
-        probability = blurred(graph.node_label, blur, rng), blurred(graph.edge_label, blur, rng)
+        probability = blurred(graph.label("node"), blur, rng), blurred(graph.label("edge"), blur, rng)
         yield scene, (graph.pos, graph.edges, *probability)
 
 
@@ -109,7 +108,7 @@ def score(linker: Linker, scenes: list[Scene], blur: float | None) -> tuple[floa
     """F1@0.5 over all scenes together, and mean best IoU of a true filament."""
     hits, total, best = 0, 0, []
     for scene, given in inputs(scenes, blur):
-        found = [frozenset(nodes.tolist()) for nodes in linker(*given).nodes]
+        found = [frozenset(filament.members.tolist()) for filament in linker(*given)]
         iou = np.array([[len(t & f) / len(t | f) for f in found] for t in scene.truth]).reshape(-1, len(found))
         hits += int((iou[linear_sum_assignment(-iou)] > 0.5).sum())
         total += len(found) + len(scene.truth)
@@ -143,7 +142,7 @@ def side_by_side(scenes: list[Scene], nodes: int) -> tuple[torch.Tensor, torch.T
     chosen = [scenes[j % len(scenes)].graph for j in range(count)]
     columns = int(np.ceil(count**0.5))
     pos = [g.pos + 1100 * torch.tensor([j % columns, j // columns]) for j, g in enumerate(chosen)]
-    return torch.cat(pos)[:nodes], torch.cat([g.node_label for g in chosen])[:nodes]
+    return torch.cat(pos)[:nodes], torch.cat([g.label("node") for g in chosen])[:nodes]
 
 
 def cpu_seconds(scenes: list[Scene], nodes: int, blur: float | None) -> float:

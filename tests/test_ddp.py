@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,47 +11,45 @@ import time
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_runs import simulate
+from test_runs import forked, simulate
 
 # a file, since Lightning starts the other processes by sys.argv[0]; each leaves its weights behind
 SCRIPT = """
-import os, sys, torch
+import torch
 from grace_lightning.cli import train
 from grace_lightning.module import GraceModule
 
 def keep(self):
-    torch.save(dict(self.named_parameters()), f"weights_{self.trainer.world_size}_{self.trainer.global_rank}.pt")
+    torch.save(dict(self.named_parameters()), f"weights_{self.trainer.global_rank}.pt")
 
-def forward(self, data, real=GraceModule.forward):
-    logits = real(self, data)
-    spoilt = os.environ.get("SPOILT", "none") in data.name and self.current_epoch == 1
-    return {head: value * torch.nan for head, value in logits.items()} if spoilt else logits
-
-GraceModule.on_train_end, GraceModule.forward = keep, forward
+GraceModule.on_train_end = keep
 if __name__ == "__main__":
     train()
 """
 SMALL = [
     *("data=folders", *(f"data.{part}_image_dir={part}" for part in ("train", "valid", "infer"))),
-    *("trainer.max_epochs=3", "callbacks.progress=null", "features=statistics"),
-    *("model.width=8", "model.rounds=1", "model.dropout=0.0"),  # what dropout draws would differ
+    *("trainer.max_epochs=2", "callbacks.progress=null", "features=statistics", "evaluate.pictures=false"),
+    *("model.hidden=8", "model.rounds=1"),
+    *("model.dropout=0.0", "augment.random_edge_crop=null"),  # what the network itself draws would differ
 ]
-DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
+CPU = "trainer.accelerator=cpu"
+DDP = ["trainer=ddp", CPU]
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """Three training images: one process has one more than the other."""
     folder = tmp_path_factory.mktemp("ddp")
     simulate(folder)
-    for path in (folder / "train").glob("train_0003*"):  # three images: one process has one more than the other
-        path.rename(folder / path.name)
     (folder / "train.py").write_text(SCRIPT)
     return folder
 
 
-def start(folder, *overrides, **environment):
-    command = [sys.executable, "train.py", *SMALL, *overrides]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment}
+def start(folder, *overrides):
+    command = [sys.executable, "train.py", *SMALL, *DDP, *overrides]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -63,39 +62,46 @@ def expect_end(process, status):
 @pytest.fixture(scope="module")
 def two(folder):
     """What two processes print, and their only run folder."""
-    out, err = expect_end(start(folder, *DDP), 0)
+    out, err = expect_end(start(folder), 0)
     (run,) = (folder / "runs").iterdir()
     return out, err, run
 
 
 @pytest.fixture(scope="module")
-def one(folder):
-    """One process with twice the batch."""
-    undrawn = ["callbacks.figures=null", "callbacks.projector=null", "evaluate.pictures=false"]
-    expect_end(start(folder, "trainer.accelerator=cpu", "data.batch_size=2", "hydra.run.dir=one", *undrawn), 0)
-    return folder / "one"
+def jobs(folder):
+    """Runs of one process, with twice the batch, and of two that something else than Lightning has started."""
+    given = ["predict", "checkpoint=one/model/best.ckpt"]
+    undrawn = ["callbacks.figures=null", "callbacks.projector=null"]
+    return forked(
+        folder,
+        {
+            "one": {"command": ["train", *SMALL, CPU, "data.batch_size=2", "hydra.run.dir=one", *undrawn]},
+            "nan": {"command": ["train", *SMALL, *DDP, "hydra.run.dir=nan"], "ranks": 2, "spoilt": "train_0002"},
+            "found": {"command": [*given, CPU, "image_dir=train", "out_dir=found"]},
+            "shared": {"command": [*given, *DDP, "image_dir=train", "out_dir=shared"], "ranks": 2},
+            "alone": {"command": [*given, *DDP, "image_dir=infer", "out_dir=alone"], "ranks": 2},
+        },
+    )
 
 
 def scalars(run):
-    events = EventAccumulator(str(run))
-    events.Reload()
+    events = EventAccumulator(str(run)).Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_both_have_the_same_weights(folder, two):
-    first, second = (torch.load(folder / f"weights_2_{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (torch.load(folder / f"weights_{rank}.pt") for rank in (0, 1))
     last = torch.load(two[2] / "model" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(first[name], last[name]) for name in first)
+    assert all(torch.equal(first[name], other[name]) for name in first for other in (second, last))
 
 
-def test_curves_are_those_of_one_process_with_twice_the_batch(two, one):
-    first, second = scalars(two[2]), scalars(one)
+def test_curves_are_those_of_one_process_with_twice_the_batch(folder, two, jobs):
+    assert jobs["one"]["status"] == [0], jobs["one"]["err"]
+    first, second = scalars(two[2]), scalars(folder / "one")
     assert first.keys() == second.keys()
-    compared = [tag for tag in first if not tag.startswith("time/")]
-    for tag in compared:  # over all images of both processes, each counted once
+    assert "valid/node_average_precision" in first
+    for tag in [tag for tag in first if not tag.startswith("time/")]:  # over all images, each counted once
         assert first[tag] == pytest.approx(second[tag], abs=1e-4, nan_ok=True), tag
-    assert any("average_precision" in tag for tag in compared)
 
 
 def test_one_of_them_speaks_and_writes(two):
@@ -109,14 +115,14 @@ def test_one_of_them_speaks_and_writes(two):
     assert (run / ".hydra" / "config.yaml").is_file()
 
 
-def test_all_images_are_scored(two, one):
-    first, second = (json.loads((run / "metrics.json").read_text()) for run in (two[2], one))
+def test_all_images_are_scored(folder, two, jobs):
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (two[2], folder / "one"))
     assert first["images"].keys() == {"infer_0000"}
     assert first["nodes"]["average_precision"] == pytest.approx(second["nodes"]["average_precision"], abs=1e-3)
 
 
 def test_sigterm_stops_both(folder):
-    process = start(folder, *DDP, "trainer.max_epochs=5000", "hydra.run.dir=stopped")
+    process = start(folder, "trainer.max_epochs=5000", "hydra.run.dir=stopped")
     last = folder / "stopped" / "model" / "best.ckpt"
     deadline = time.monotonic() + 60
     while not last.exists() and time.monotonic() < deadline and process.poll() is None:
@@ -131,47 +137,36 @@ def test_sigterm_stops_both(folder):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_prediction_is_shared_out(folder, two):
-    """Two processes find what one finds; one image has none for the second, which tells that there are two."""
-    (folder / "predict.py").write_text("from grace_lightning.cli import predict\n\npredict()\n")
-    given = [f"checkpoint={two[2]}/model/best.ckpt", "trainer.accelerator=cpu"]
-    runs = {"one": ["image_dir=train"], "two": ["image_dir=train", DDP[0]], "alone": ["image_dir=.", DDP[0]]}
-    ends = {}
-    for name, words in runs.items():
-        command = [sys.executable, "-W", "ignore", "predict.py", *given, *words, f"out_dir=found/{name}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ends[name] = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
-    assert [end.returncode for end in ends.values()] == [0, 0, 2], ends
-    first, second = ((folder / "found" / name / "filaments.csv").read_text() for name in ("one", "two"))
+def test_nan_in_one_stops_both_with_one_line(jobs):
+    assert jobs["nan"]["status"] == [2, 2]
+    said = r"grace-train: the training loss is nan in epoch 1 .*, at train_0002, expected a finite number.*\n"
+    assert re.fullmatch(said, jobs["nan"]["err"])
+
+
+def test_prediction_is_shared_out(folder, jobs):
+    """Also a single image, which leaves nothing for the second process."""
+    assert [jobs[name]["status"] for name in ("found", "shared", "alone")] == [[0], [0, 0], [0, 0]], jobs
+    first, second = ((folder / name / "filaments.csv").read_text() for name in ("found", "shared"))
     assert first == second
-    assert "trainer.devices: 2 processes for 1 images" in ends["alone"].stderr
+    assert first.count("\n") > 1
+    assert jobs["shared"]["out"].startswith("3 images")
+    assert jobs["shared"]["out"].count("\n") == 1
+    assert (folder / "alone" / "infer_0000.grace").is_dir()
 
 
-def test_nan_in_one_stops_both_with_one_line(folder):
-    _, err = expect_end(start(folder, *DDP, "hydra.run.dir=nan", SPOILT="train_0002"), 2)
-    assert err.count("\n") == 1
-    assert "grace-train: the training loss is nan in epoch 1 (the first is 0), step " in err
-    assert "at train_0002, expected a finite number" in err
-
-
-def test_a_sweep_of_several_processes_is_refused(folder):
-    command = [sys.executable, "-W", "ignore", "train.py", "-m", *SMALL, *DDP, "seed=1,2", "log_dir=sweep"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+def test_a_sweep_of_several_processes_is_refused(folder, run, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run("train", "-m", *SMALL, *DDP, "seed=1,2", "log_dir=sweep")[0] == 2
     reasons = next((folder / "sweep").glob("*/results.csv")).read_text()
-    assert reasons.count("trainer.strategy=ddp") >= 2
     assert "with -m each would run the whole sweep; give trainer.devices=1, or" in reasons
 
 
-@pytest.mark.parametrize("given", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "3"}, {"NODE_RANK": "1"}])
-def test_only_the_first_process_has_a_run_folder(given, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"])
+def test_only_the_first_process_has_a_run_folder(name, tmp_path, monkeypatch):
     from grace_lightning.cli import _new_folder
 
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    path = _new_folder(str(tmp_path / "run"))
+    monkeypatch.setenv(name, "1")
+    _new_folder(str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    os.rmdir(path)
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("RANK", "0")  # which counts over all machines
     assert _new_folder(str(tmp_path / "run")) == str(tmp_path / "run")

@@ -1,26 +1,13 @@
-import math
-
 import pytest
 import torch
-from helpers import random_sample
+from helpers import batched, random_sample
 
-from grace_lightning.data import prepare
 from grace_lightning.errors import InputError
-from grace_lightning.features import (
-    EDGE_WIDTH,
-    Learned,
-    Standardise,
-    Statistics,
-    crop_patches,
-    edge_strips,
-    encode_geometry,
-    flatten_image,
-    laplacian,
-    node_patches,
-    patch_statistics,
-    standardise_image,
-)
-from grace_lightning.graph import Sample, edge_geometry, from_detections
+from grace_lightning.features import Learned, Statistics, node_patches
+from grace_lightning.features.common import Standardise, with_laplacian
+from grace_lightning.features.crops import crop_patches, edge_strips
+from grace_lightning.flatten import flatten_image, flattened, standardise_image
+from grace_lightning.graph import Sample, from_detections
 
 
 def ramp(height, width):
@@ -28,34 +15,20 @@ def ramp(height, width):
     return (100 * torch.arange(float(height))[:, None] + torch.arange(float(width)))[None]
 
 
-class TestPatches:
-    def test_odd_patch_is_centred_on_the_nearest_pixel(self):
-        patch = crop_patches(ramp(9, 9), torch.tensor([[4.2, 2.8]]), 3)
-        assert patch.shape == (1, 1, 3, 3)
-        assert patch[0, 0].tolist() == [[203, 204, 205], [303, 304, 305], [403, 404, 405]]
-
-    def test_even_patch_is_centred_as_near_as_whole_pixels_allow(self):
-        patches = crop_patches(ramp(9, 9), torch.tensor([[3.6, 3.4], [4.0, 3.0]]), 2)
-        assert patches[0, 0].tolist() == [[303, 304], [403, 404]]
-        assert patches[1, 0].tolist() == [[304, 305], [404, 405]]  # of two as near, the later
-
-    def test_border_is_reflected_without_repeating_the_edge_pixel(self):
-        assert crop_patches(ramp(5, 5), torch.tensor([[0.0, 0.0]]), 5)[0, 0].tolist() == [
-            [202, 201, 200, 201, 202],
-            [102, 101, 100, 101, 102],
-            [2, 1, 0, 1, 2],
-            [102, 101, 100, 101, 102],
-            [202, 201, 200, 201, 202],
-        ]
-        assert crop_patches(ramp(5, 5), torch.tensor([[4.0, 2.0]]), 3)[0, 0, 1].tolist() == [203, 204, 203]
-
-    def test_patch_larger_than_the_image(self):
-        row = crop_patches(ramp(1, 3), torch.tensor([[1.0, 0.0]]), 9)[0, 0, 4]
-        assert row.tolist() == [1, 2, 1, 0, 1, 2, 1, 0, 1]
-
-    def test_statistics_are_mean_deviation_minimum_maximum(self):
-        patches = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
-        assert patch_statistics(patches)[0].tolist() == pytest.approx([3, 3.5**0.5, 1, 6])
+@pytest.mark.parametrize(
+    ("pos", "size", "columns", "rows"),
+    [
+        ([4.2, 2.8], 3, [3, 4, 5], [2, 3, 4]),
+        ([3.6, 3.4], 2, [3, 4], [3, 4]),
+        ([4.0, 3.0], 2, [4, 5], [3, 4]),  # of two as near, the later
+        ([0.0, 7.0], 5, [2, 1, 0, 1, 2], [5, 6, 7, 8, 7]),
+        ([8.0, 0.0], 19, [1, 0, *range(1, 9), *range(7, -1, -1), 1], [7, 8, *range(7, -1, -1), *range(1, 9), 7]),
+    ],
+)
+def test_patch_is_of_whole_pixels_and_reflected_at_the_border(pos, size, columns, rows):
+    patch = crop_patches(ramp(9, 9), torch.tensor([pos]), size)
+    assert patch.shape == (1, 1, size, size)
+    assert patch[0, 0].tolist() == [[100 * row + column for column in columns] for row in rows]
 
 
 class TestImage:
@@ -88,39 +61,29 @@ class TestImage:
         assert flat.isfinite().all()
 
 
-def test_laplacian_is_degree_minus_adjacency_and_sparse():
-    matrix = laplacian(torch.tensor([[0, 0, 1], [1, 2, 2]]), 4)
-    assert matrix.toarray().tolist() == [[2, -1, -1, 0], [-1, 2, -1, 0], [-1, -1, 2, 0], [0, 0, 0, 0]]
-    assert laplacian(torch.tensor([[0], [1]]), 100_000).nnz <= 100_002
+def test_laplacian_is_degree_minus_adjacency():
+    both = with_laplacian(torch.eye(4), torch.tensor([[0, 0, 1], [1, 2, 2]]))
+    assert both[:, :4].tolist() == torch.eye(4).tolist()
+    assert both[:, 4:].tolist() == [[2, -1, -1, 0], [-1, 2, -1, 0], [-1, -1, 2, 0], [0, 0, 0, 0]]
 
 
-def test_laplacian_features_are_appended():
-    pos = torch.tensor([[5.0, 5.0], [25.0, 5.0], [15.0, 20.0]])
-    sample = Sample("a", torch.rand(1, 30, 30), from_detections(pos)[0])
-    plain = Statistics(scale=5, patch=1).extract(sample)["x"]
-    both = Statistics(scale=5, patch=1, laplacian=True).extract(sample)["x"]
-    assert torch.equal(both[:, :4], plain)
-    assert torch.allclose(both[:, 4:], 3 * plain - plain.sum(dim=0), atol=1e-5)  # a triangle: degree 2 each
-
-
-def test_encoding_marks_missing_neighbours_and_forgets_the_ends():
-    pos = torch.tensor([[0.0, 0.0], [10.0, 4.0], [3.0, 9.0]])
-    edges = torch.tensor([[0, 0, 1], [1, 2, 2]])
-    encoded = encode_geometry(edge_geometry(pos, edges))
-    assert encoded.shape == (3, EDGE_WIDTH)
-    assert sorted(encoded[:, [8, 14]].flatten().tolist()) == [0, 0, 0, 1, 1, 1]
-    assert encoded.isfinite().all()
-    swapped = encode_geometry(edge_geometry(pos, edges.flip(0)))
-    assert torch.equal(swapped, encoded)
-
-
-def test_extraction_in_chunks_gives_the_same(monkeypatch):
-    pos = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 60
-    sample = Sample("a", torch.rand(1, 64, 64), from_detections(pos)[0])
-    features = Statistics(scale=7, patch=1)
-    whole = features.extract(sample)["x"]
+@pytest.mark.parametrize("laplacian", [False, True])
+def test_statistics_of_a_batch_are_those_of_its_images(laplacian, monkeypatch):
+    samples = random_sample(), random_sample("b", nodes=5, seed=1, size=(50, 70))
+    features, data = Statistics(scale=7, patch=1, laplacian=laplacian), batched(*samples)
+    patches = torch.cat([crop_patches(sample.image, sample.graph.pos, 7).flatten(1) for sample in samples])
+    expected = [patches.mean(1), patches.std(1, correction=0), patches.amin(1), patches.amax(1)]
+    assert torch.allclose(features.nodes(data)[:, :4], torch.stack(expected, dim=1), atol=1e-6)
+    for sample in samples:
+        features.fit(batched(sample))
+    x, edge_x = features(data)
+    assert x.shape == (45, features.node_features)
+    assert torch.equal(x, torch.cat([features(batched(sample))[0] for sample in samples]))
+    for values in (x, edge_x):
+        assert torch.allclose(values.mean(dim=0), torch.zeros(values.shape[1]), atol=1e-5)
+    assert features.nodes(data, lambda patches: patches * 0).abs().max() == 0
     monkeypatch.setattr("grace_lightning.features.statistics.CHUNK_BYTES", 4 * 7 * 7 * 3)
-    assert torch.equal(features.extract(sample)["x"], whole)
+    assert torch.equal(features(data)[0], x)
 
 
 def test_standardise_takes_mean_and_deviation_of_all_batches():
@@ -133,47 +96,37 @@ def test_standardise_takes_mean_and_deviation_of_all_batches():
     assert set(scale.state_dict()) == {"mean", "deviation"}
 
 
-@pytest.mark.parametrize(("key", "value"), [("patch", 0.0), ("flatten", -1.0), ("scale", 0.0)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("patch", 0.0), ("flatten", -1.0), ("scale", 0.0), ("channels", []), ("hidden", 0), ("strip_samples", (1, 9))],
+)
 def test_impossible_sizes_are_refused(key, value):
-    with pytest.raises(InputError, match=f"features.{key}: {value}"):
-        Statistics(**{key: value})
+    with pytest.raises(InputError, match=rf"features.{key}: .*, expected"):
+        Learned(**{key: value})
 
 
 class TestResampledCrops:
-    def test_patch_is_interpolated_about_the_position(self):
-        patch = node_patches(ramp(20, 20), torch.tensor([[10.5, 8.0]]), size=4, samples=3)
-        rows, columns = torch.tensor([6.0, 8.0, 10.0]), torch.tensor([8.5, 10.5, 12.5])
-        assert torch.allclose(patch[0, 0], 100 * rows[:, None] + columns, atol=1e-2)
-
-    def test_patch_is_reflected_at_the_border(self):
-        patch = node_patches(ramp(9, 9), torch.tensor([[0.0, 4.0]]), size=4, samples=5)
-        assert torch.allclose(patch[0, 0, 2], 400 + torch.tensor([2.0, 1, 0, 1, 2]), atol=1e-2)
+    @pytest.mark.parametrize(
+        ("pos", "rows", "columns"),
+        [
+            ([10.5, 8.0], [6, 7, 8, 9, 10], [8.5, 9.5, 10.5, 11.5, 12.5]),
+            ([0.0, 23.0], [21, 22, 23, 22, 21], [2.0, 1, 0, 1, 2]),
+        ],
+    )
+    def test_patch_is_interpolated_about_the_position_and_reflected_at_the_border(self, pos, rows, columns):
+        patch = node_patches(ramp(24, 24), torch.tensor([pos]), size=4, samples=5)
+        assert torch.allclose(patch[0, 0], 100 * torch.tensor(rows)[:, None] + torch.tensor(columns), atol=1e-2)
 
     def test_strip_runs_from_south_to_north_with_east_on_its_right(self):
         # an upright edge from y 15 to y 7; a quarter of its length, 2 pixels, beyond both ends
         pos, edges = torch.tensor([[10.0, 7.0], [10.0, 15.0]]), torch.tensor([[0], [1]])
         strip = edge_strips(ramp(24, 24), pos, edges, half_width=3, samples=(4, 3))
         rows, columns = torch.tensor([17.0, 13.0, 9.0, 5.0]), torch.tensor([7.0, 10.0, 13.0])
-        assert strip.shape == (1, 1, 4, 3)
-        assert torch.allclose(strip[0, 0], 100 * rows[:, None] + columns, atol=1e-2)
+        assert torch.allclose(strip, 100 * rows[:, None] + columns, atol=1e-2)
         assert torch.equal(edge_strips(ramp(24, 24), pos, edges.flip(0), half_width=3, samples=(4, 3)), strip)
-
-    def test_level_strip_runs_to_the_east_with_south_on_its_right(self):
-        pos, edges = torch.tensor([[16.0, 12.0], [8.0, 12.0]]), torch.tensor([[0], [1]])
-        strip = edge_strips(ramp(24, 24), pos, edges, half_width=3, samples=(4, 3))
-        columns, rows = torch.tensor([6.0, 10.0, 14.0, 18.0]), torch.tensor([9.0, 12.0, 15.0])
-        assert torch.allclose(strip[0, 0], 100 * rows + columns[:, None], atol=1e-2)
-
-    @pytest.mark.parametrize("angle", [0.3, 1.2, 2.9])
-    def test_a_filament_along_an_edge_lies_straight_in_its_strip(self, angle):
-        rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(80.0), indexing="ij")
-        across = (columns - 40) * math.sin(angle) - (rows - 40) * math.cos(angle)
-        image = torch.exp(-((across / 3) ** 2))[None]
-        half = 12 * torch.tensor([math.cos(angle), math.sin(angle)])
-        pos = torch.stack([40 - half, 40 + half])
-        strip = edge_strips(image, pos, torch.tensor([[0], [1]]), half_width=12, samples=(9, 9))[0, 0]
-        expected = torch.exp(-((torch.linspace(-12, 12, 9) / 3) ** 2)).expand(9, 9)
-        assert (strip - expected).abs().max() < 0.05
+        # a level one runs to the east with south on its right
+        level = edge_strips(ramp(24, 24), pos.flip(1), edges.flip(0), half_width=3, samples=(4, 3))
+        assert torch.allclose(level, 100 * columns + rows.flip(0)[:, None], atol=1e-2)
 
     def test_two_detections_at_one_place_give_a_finite_strip(self):
         pos = torch.tensor([[5.0, 5.0], [5.0, 5.0]])
@@ -183,31 +136,27 @@ class TestResampledCrops:
 class TestLearned:
     def features(self):
         torch.manual_seed(0)
-        return Learned(scale=8, patch_samples=9, strip_samples=[8, 5], channels=[4, 8], width=6)
+        return Learned(scale=8, patch_samples=9, strip_samples=[8, 5], channels=[4, 8], hidden=6)
 
     def test_another_magnification_needs_one_number(self):
         # the same scene at twice the size: nearly the same features
         generator = torch.Generator().manual_seed(0)
-        coarse = torch.randn(1, 12, 12, generator=generator)
-        small, large = (
-            torch.nn.functional.interpolate(coarse[None], size=(s, s), mode="bicubic", align_corners=True)[0]
-            for s in (101, 201)
-        )
-        pos = 10 + 80 * torch.rand(12, 2, generator=generator)
+        coarse, pos = (torch.randn(1, 1, 12, 12, generator=generator), 10 + 80 * torch.rand(12, 2, generator=generator))
         values = []
-        for scale, image, points in ((8.0, small, pos), (16.0, large, 2 * pos)):
+        for scale, size in ((8.0, 101), (16.0, 201)):
             torch.manual_seed(0)
-            features = Learned(scale=scale, flatten=None, channels=[4], width=6).eval()
-            sample = Sample("a", features.preprocess(image), from_detections(points)[0])
+            features = Learned(scale=scale, flatten=None, channels=[4], hidden=6).eval()
+            image = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]
+            sample = Sample("a", flattened(image, features.sigma), from_detections(pos * scale / 8)[0])
             with torch.no_grad():
-                values.append(features(prepare(sample, features))[0])
+                values.append(features(batched(sample))[0])
         assert torch.allclose(*values, atol=0.02)
         assert values[0].std(dim=0).min() > 0.02
 
     @pytest.mark.parametrize("training", [False, True])
     def test_chunks_give_the_same_as_all_at_once(self, training, monkeypatch):
         features = self.features().eval()  # batch statistics would differ between chunks
-        data = prepare(random_sample(), features)
+        data = batched(random_sample(), random_sample("b", nodes=5, seed=1))
         with torch.set_grad_enabled(training):
             whole = features(data)
             monkeypatch.setattr("grace_lightning.features.learned.CHUNK", 7)
@@ -218,9 +167,14 @@ class TestLearned:
             parts[1].sum().backward()
             assert all(p.grad is not None for p in features.edge_encoder.parameters())
 
+    def test_an_image_without_detections_changes_nothing(self):
+        empty = Sample("c", torch.zeros(1, 9, 9), from_detections(torch.zeros(0, 2))[0])
+        one, other = (self.features()(batched(random_sample(), *rest)) for rest in ([], [empty]))
+        assert all(map(torch.equal, one, other))
+
     def test_patches_are_augmented_where_asked(self):
         features = self.features().eval()
-        data = prepare(random_sample(), features)
+        data = batched(random_sample(), random_sample("b", nodes=5, seed=1))
         with torch.no_grad():
             nodes, edges = features(data)
             blank, same = features(data, lambda patches: patches * 0)

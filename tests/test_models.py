@@ -1,112 +1,92 @@
 import pytest
 import torch
-from helpers import random_sample
 
-from grace_lightning.data import prepare
 from grace_lightning.errors import InputError
-from grace_lightning.features import Learned, Statistics
+from grace_lightning.graph import EDGE_HEADS, HEADS, delaunay, subgraphs
 from grace_lightning.models import GAT, GCN, MPNN, around_nodes
-from grace_lightning.module import GraceModule
 
 NETWORKS = [GCN, GAT, MPNN]
-FEATURES = {
-    "statistics": lambda: Statistics(scale=9, patch=1),
-    "learned": lambda: Learned(scale=8, patch_samples=7, strip_samples=[8, 5], channels=[4, 8], width=8),
-}
 
 
-def network(kind, features="statistics", **options):
+def network(kind, **options):
     torch.manual_seed(0)
-    features = FEATURES[features]()
-    sizes = {"width": 16} if kind is MPNN else {"hidden": [16, 24]}
-    module = GraceModule(features, kind(features.node_width, features.edge_width, **sizes, dense=[8], **options))
-    module.fit_to([prepare(random_sample(), features)])
-    return module.eval()
+    return kind(5, 3, hidden=16 if kind is MPNN else [16, 24], dense=[8], **options).eval()
 
 
-def logits(module, sample, **options):
-    with torch.no_grad():
-        return module(prepare(sample, module.features, **options))
+def inputs(nodes=40):
+    generator = torch.Generator().manual_seed(1)
+    edges = delaunay(100 * torch.rand(nodes, 2, generator=generator))
+    x, edge_x = (torch.randn(rows, columns, generator=generator) for rows, columns in ((nodes, 5), (edges.shape[1], 3)))
+    return x, edges, edge_x
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("options", [{}, {"num_hops": 1}, {"num_hops": 2, "connection": "fireworks"}], ids=str)
-@pytest.mark.parametrize("features", FEATURES)
-def test_renumbering_the_detections_renumbers_the_logits(kind, options, features):
-    module, sample = network(kind, features), random_sample()
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(5))
-    other = sample.replace(graph=sample.graph.renumber(order))
-    first, second = logits(module, sample, **options), logits(module, other, **options)
-    assert torch.allclose(second["node"], first["node"][order], atol=1e-5)
-    assert torch.allclose(second["end"], first["end"][order], atol=1e-5)
-    row = {tuple(e): k for k, e in enumerate(sample.graph.edges.T.tolist())}
-    rows = [row[tuple(sorted((int(order[a]), int(order[b]))))] for a, b in other.graph.edges.T.tolist()]
-    assert torch.allclose(second["edge"], first["edge"][rows], atol=1e-5)
-    assert first["edge"].std() > 1e-3  # not constant
+@torch.no_grad()
+def node_logits(network, x, edges, edge_x, **neighbourhood):
+    """What a network says of nodes if it sees nothing but the neighbourhood of each."""
+    parts = subgraphs(edges, len(x), **neighbourhood)
+    return network(x[parts.node], parts.edges, edge_x[parts.edge])["node"][parts.node == parts.centre]
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_swapping_the_ends_of_edges_changes_nothing(kind):
-    module, data = network(kind), prepare(random_sample(), Statistics(scale=9, patch=1))
-    with torch.no_grad():
-        x, edge_x = module.features(data)
-        logits = module.network(x, data.edge_index, edge_x)
-        swap = torch.arange(data.edge_index.shape[1]) % 2 == 0
-        swapped = torch.where(swap, data.edge_index.flip(0), data.edge_index)
-        others = module.network(x, swapped, edge_x)
-    for head, values in logits._asdict().items():
-        assert torch.allclose(values, getattr(others, head), atol=1e-5), head
+class TestAllNetworks:
+    @torch.no_grad()
+    def test_renumbering_the_detections_renumbers_the_logits(self, kind):
+        ask, (x, edges, edge_x) = network(kind), inputs()
+        generator = torch.Generator().manual_seed(5)
+        order, rows = (torch.randperm(count, generator=generator) for count in (len(x), len(edge_x)))
+        renumbered = x[order], order.argsort()[edges[:, rows]].sort(dim=0).values, edge_x[rows]
+        first, second = ask(x, edges, edge_x), ask(*renumbered)
+        for head in HEADS:
+            expected = first[head][rows if head in EDGE_HEADS else order]
+            assert torch.allclose(second[head], expected, atol=1e-5), head
+            assert expected.std() > 1e-3  # not constant
+        for options in ({"num_hops": 1}, {"num_hops": 2, "connection": "fireworks"}):
+            before, after = node_logits(ask, x, edges, edge_x, **options), node_logits(ask, *renumbered, **options)
+            assert torch.allclose(after, before[order], atol=1e-5)
 
+    @torch.no_grad()
+    def test_swapping_the_ends_of_edges_changes_nothing(self, kind):
+        ask, (x, edges, edge_x) = network(kind), inputs()
+        swapped = torch.where(torch.arange(edges.shape[1]) % 2 == 0, edges.flip(0), edges)
+        first, second = ask(x, edges, edge_x), ask(x, swapped, edge_x)
+        for head in HEADS:
+            assert torch.allclose(first[head], second[head], atol=1e-5), head
 
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_messages_pass_both_ways(kind):
-    # a path 0 - 1 - 2: what node 0 carries reaches node 2, and the other way round
-    module = network(kind)
-    edges, edge_x = torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, module.features.edge_width)
-    base = torch.zeros(3, module.features.node_width)
-    with torch.no_grad():
-        plain = module.network(base, edges, edge_x)[0]
-        for here, there in ((0, 2), (2, 0)):
-            changed = base.clone()
-            changed[here] = 3
-            assert not torch.allclose(module.network(changed, edges, edge_x)[0][there], plain[there], atol=1e-6)
+    @torch.no_grad()
+    def test_messages_pass_both_ways_along_a_path(self, kind):
+        ask, edges, edge_x = network(kind), torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, 3)
+        plain = ask(torch.zeros(3, 5), edges, edge_x)["node"]
+        for here in (0, 2):
+            changed = ask(3.0 * (torch.arange(3) == here)[:, None].expand(3, 5), edges, edge_x)["node"]
+            assert not torch.allclose(plain[2 - here], changed[2 - here], atol=1e-6)
 
+    @torch.no_grad()
+    def test_evaluation_is_deterministic_at_high_dropout_and_training_is_not(self, kind):
+        ask, graph = network(kind, dropout=0.9), inputs()
+        first, second = ask(*graph), ask(*graph)
+        assert all(torch.equal(first[head], second[head]) for head in HEADS)
+        ask.train()
+        assert not torch.equal(ask(*graph)["node"], ask(*graph)["node"])
 
-@pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("features", FEATURES)
-def test_evaluation_is_deterministic_at_high_dropout_and_training_is_not(kind, features):
-    module, sample = network(kind, features, dropout=0.9), random_sample()
-    first, second = logits(module, sample), logits(module, sample)
-    assert torch.equal(first["node"], second["node"])
-    assert torch.equal(first["edge"], second["edge"])
-    module.train()
-    assert not torch.equal(logits(module, sample)["node"], logits(module, sample)["node"])
+    @pytest.mark.parametrize("nodes", [0, 1, 2])
+    def test_tiny_graphs(self, kind, nodes):
+        out = network(kind)(*inputs(nodes))
+        shapes = {head: (max(0, nodes - 1) if head in EDGE_HEADS else nodes, 2) for head in HEADS}
+        assert {head: tuple(logits.shape) for head, logits in out.items()} == shapes
+        assert all(logits.isfinite().all() for logits in out.values())
 
-
-@pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("nodes", [0, 1, 2])
-@pytest.mark.parametrize("features", FEATURES)
-def test_tiny_graphs(kind, nodes, features):
-    out = logits(network(kind, features), random_sample(nodes=nodes))
-    assert out["node"].shape == (nodes, 2)
-    assert out["edge"].shape == (max(0, nodes - 1), 2)
-    assert out["node"].isfinite().all()
-
-
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_whole_graph_equals_neighbourhoods_that_reach_beyond_the_network(kind):
-    # two convolutions, and edges that see their ends' edges: three hops hold all that a node depends on
-    module, sample = network(kind), random_sample()
-    whole, parts = logits(module, sample), logits(module, sample, num_hops=3)
-    assert torch.allclose(whole["node"], parts["node"], atol=1e-5)
-    nearer = logits(module, sample, num_hops=1)
-    assert not torch.allclose(whole["node"], nearer["node"], atol=1e-3)
+    @torch.no_grad()
+    def test_neighbourhoods_that_reach_beyond_the_network_equal_the_whole_graph(self, kind):
+        # Two convolutions or rounds, and edges that see the edges of their ends: three hops hold all that a node sees.
+        ask, graph = network(kind, **({"rounds": 2} if kind is MPNN else {})), inputs()
+        whole = ask(*graph)["node"]
+        assert torch.allclose(whole, node_logits(ask, *graph, num_hops=3), atol=1e-5)
+        assert not torch.allclose(whole, node_logits(ask, *graph, num_hops=1), atol=1e-3)
 
 
 def test_what_arrives_at_a_node():
     values = torch.tensor([[1.0], [3.0], [-5.0]])
-    out = around_nodes(torch.tensor([0, 0, 2]), values, 3)
-    assert out.tolist() == [[2, 3], [0, 0], [-5, -5]]
+    assert around_nodes(torch.tensor([0, 0, 2]), values, 3).tolist() == [[2, 3], [0, 0], [-5, -5]]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +95,8 @@ def test_what_arrives_at_a_node():
         (GAT, {"hidden": [30], "heads": 4}, "model.heads: 4, expected a divisor"),
         (GCN, {"hidden": []}, "model.hidden"),
         (GCN, {"dropout": 1.0}, "model.dropout: 1.0"),
+        (MPNN, {"hidden": 0}, "model.hidden"),
+        (MPNN, {"rounds": -1}, "model.rounds: -1"),
     ],
 )
 def test_impossible_sizes_are_refused(kind, options, message):

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grace_lightning.tasks.predictor import Findings, Predictor, predict
+    from grace_lightning.graph import Filament
+    from grace_lightning.predictor import Findings, Predictor, predict
 
-__all__ = ["Findings", "Predictor", "predict"]
+__all__ = ["Filament", "Findings", "Predictor", "predict"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are asked for: the commands need torch only once they run."""
+    """Import public names when they are asked for: the commands need torch only once they run."""
     if name in __all__:
-        from grace_lightning.tasks import predictor
+        from grace_lightning import predictor
 
         return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

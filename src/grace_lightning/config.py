@@ -4,8 +4,6 @@ The signatures are the schema: names and types of the configured values are chec
 a second time.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,33 +17,56 @@ from grace_lightning.errors import InputError
 
 T = TypeVar("T")
 
-RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+REMOVED: dict[str, str] = {
+    **dict.fromkeys(
+        ("data.max_candidate", "augment.random_copy_paste.max_candidate"),
+        "edges beyond the triangulation did not pay; leave it out",
+    ),
+    "callbacks.manifold": "TensorBoard's Projector tab computes t-SNE, UMAP and PCA of the node states; leave it out",
+    **dict.fromkeys(
+        ("callbacks.learning_rate", "callbacks.gradient_norm", "callbacks.speed"), "is always logged now; leave it out"
+    ),
+    "model.width": "is called model.hidden now",
+    "features.width": "is called features.hidden now",
+    "simulator.width": "is called simulator.scale now",
+    "data.simulation.simulator.width": "is called data.simulation.simulator.scale now",
+    "module.link_weight": "is called module.same_filament_weight now",
+    "module.second_weight": "is called module.two_filaments_weight now",
+    "module.third_weight": "is called module.three_filaments_weight now",
+    **dict.fromkeys(
+        (f"link.{name}" for name in ("end_weight", "share_cost", "share_weight", "max_edge_gain", "max_node_gain")),
+        "is a constant now (grace_lightning/link/programme.py); leave it out",
+    ),
+}
+"""Keys of earlier versions, and what to do instead; the keys below them are meant, too."""
+
+
+def removed(key: str) -> str | None:
+    """Return what :data:`REMOVED` says about a key, None for any other."""
+    return next((message for old, message in REMOVED.items() if f"{key}.".startswith(f"{old}.")), None)
 
 
 def config_dir() -> Path:
-    """The config tree: inside the installed package, or at the top of the repository."""
+    """Return the config tree: inside the installed package, or at the top of the repository."""
     package = Path(__file__).parent
-    places = [package / "conf", package.parents[1] / "conf"]
-    return next((place for place in places if place.is_dir()), places[0])
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
 def check(node: Any, path: str) -> None:
-    """Compare every configured class below ``node`` with its signature.
+    """Compare every configured class at and below ``node``, plain containers, with its signature.
 
-    Parameters
-    ----------
-    node : plain containers
-    path : the key of ``node``, for messages; empty at the top
-
-    Raises
-    ------
-    InputError
-        A key that the constructor does not take, a value of another type, or a class that does not exist.
+    An :class:`InputError` says that a constructor takes no such key, or another type, or that a class does not exist.
+    It names the key, below ``path``; that is empty at the top.
     """
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
-        _check_arguments(_target(node, path), node, path)
+        try:
+            target = get_object(node["_target_"])
+        except Exception as error:  # whatever the import of its module raises
+            raise InputError(f"{path}._target_: {node['_target_']!r} cannot be imported ({error})") from error
+        _check_arguments(target, node, path)
     for key, value in node.items():
         check(value, f"{path}.{key}" if path else key)
 
@@ -56,61 +77,41 @@ def call(function: Callable[..., T], node: Mapping[str, Any], **arguments: Any) 
     return function(**node, **arguments)
 
 
-def _target(node: Mapping[str, Any], path: str) -> Any:
-    try:
-        return get_object(node["_target_"])
-    except Exception as error:  # whatever importing that module raises
-        raise InputError(f"{path}._target_: {node['_target_']!r} cannot be imported ({error})") from error
-
-
 def _check_arguments(target: Any, node: Mapping[str, Any], path: str) -> None:
-    prefix = f"{path}." if path else ""
     parameters = inspect.signature(target).parameters
-    hints = _type_hints(target)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name, value in node.items():
-        if name in RESERVED:
-            continue
-        if name not in parameters and not open_ended:
-            raise InputError(f"{prefix}{name}: {target.__name__} takes no such key; it takes {', '.join(parameters)}")
-        if isinstance(value, Mapping) and "_target_" in value:
-            continue  # becomes an object of its own, checked on its own
-        if name in hints:
-            check_value(value, hints[name], f"{prefix}{name}")
-
-
-def _type_hints(target: Any) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     try:
-        return get_type_hints(function)
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError):  # names that a library imports for type checkers only
-        return {}
+        hints = {}
+    for name, value in node.items():
+        if name.startswith("_"):  # _target_ and other keys of Hydra's
+            continue
+        key = f"{path}.{name}" if path else name
+        if name not in parameters and not takes_any:
+            raise InputError(f"{key}: {target.__name__} takes no such key; it takes {', '.join(parameters)}")
+        becomes_object = isinstance(value, Mapping) and "_target_" in value
+        if name in hints and not becomes_object:
+            check_value(value, hints[name], key)
 
 
 def check_value(value: Any, expected: Any, path: str) -> None:
-    """Raise an :class:`InputError` naming ``path`` where ``value`` is not of the type ``expected``."""
-    # YAML knows lists only, where a signature may ask for a tuple
-    if not _fits(value, expected) and not (isinstance(value, list) and _fits(tuple(value), expected)):
-        kind = inspect.formatannotation(expected).replace("collections.abc.", "").replace("NoneType", "null")
-        raise InputError(f"{path}: {value!r}, expected {kind.replace('None', 'null')}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    try:
-        check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-    except TypeCheckError:
-        return False
-    return True
+    """Raise an :class:`InputError` that names ``path`` if ``value`` is not of the type ``expected``."""
+    for form in [value, tuple(value)] if isinstance(value, list) else [value]:  # YAML has lists, for tuples as well
+        try:
+            check_type(form, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            return
+        except TypeCheckError:
+            pass
+    kind = inspect.formatannotation(expected).replace("collections.abc.", "").replace("NoneType", "null")
+    raise InputError(f"{path}: {value!r}, expected {kind.replace('None', 'null')}")
 
 
 def build(node: Any, path: str, **arguments: Any) -> Any:
-    """The object that ``node`` describes, None for an empty node.
+    """Return the object that ``node`` describes, None for an empty node.
 
-    Parameters
-    ----------
-    node : plain containers with ``_target_``
-    path : the key of ``node``, for messages
-    arguments : those known at run time only
+    An :class:`InputError` says what :func:`check` finds or the constructor says, or that a package is not installed.
+    ``arguments`` are those that are known at run time only.
     """
     if not node:
         return None
@@ -118,13 +119,13 @@ def build(node: Any, path: str, **arguments: Any) -> Any:
     try:
         if not arguments:
             return instantiate(node, _convert_="all")
-        # Hydra would copy arguments into the configuration: call the constructor with them instead.
+        # Hydra would copy the arguments, networks among them, into the configuration: the constructor is called here.
         return instantiate({**node, "_partial_": True}, _convert_="all")(**arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         if isinstance(error.__cause__, ModuleNotFoundError):
             name = str(node["_target_"]).rpartition(".")[2]
-            message = f"{path}: {name} needs a package that is not installed: {error.__cause__}"
-            raise InputError(message.replace("HINT: ", "")) from None
+            reason = str(error.__cause__).replace("HINT: ", "")
+            raise InputError(f"{path}: {name} needs a package that is not installed: {reason}") from None
         raise

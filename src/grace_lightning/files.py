@@ -16,8 +16,7 @@ from grace_lightning.errors import InputError
 def reading(path: Path, expected: str) -> Iterator[None]:
     """Turn whatever a library says about a bad file into an :class:`InputError` that names the file.
 
-    Decoders raise nearly anything on bytes that they do not know (struct.error, IndexError, MemoryError, ...), so
-    everything is caught: put little more than the library's calls inside.
+    Decoders raise nearly anything on bytes that they do not know: put little more than the library's calls inside.
     """
     try:
         yield
@@ -31,15 +30,10 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file or a folder whole or not at all.
+    """Write a file or a folder whole or not at all; raises an :class:`InputError` if the disk is full or the like.
 
     Yields a path beside ``path`` to write to, which takes the name ``path`` once the block has ended. After an error,
-    on a full disk, or if the process is killed, ``path`` is what it was before. A folder replaces a folder as a whole.
-
-    Raises
-    ------
-    InputError
-        The disk is full, the place cannot be written to, or the like.
+    or if the process is killed, ``path`` is what it was before.
     """
     path = Path(path)
     unfinished, replaced = (path.with_name(f".{path.name}.{uuid4().hex}") for _ in range(2))

@@ -1,78 +1,87 @@
-"""What feature kinds share: their interface, the geometry of edges, standardisation."""
-
-from __future__ import annotations
+"""What the kinds of features share: their interface, standardisation, the graph Laplacian."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from grace_lightning.data import GraphData
 from grace_lightning.errors import InputError
-from grace_lightning.graph import EDGE_PROPERTIES, Sample
+from grace_lightning.graph import GEOMETRY_FEATURES
 
-PatchAugmentation = Callable[[Tensor], Tensor]
+OnPatches = Callable[[Tensor], Tensor]  # changes patches, (n, C, size, size) to the same
 
 
-def encode_geometry(geometry: Tensor) -> Tensor:
-    """The ten edge properties in a form that a network can use.
-
-    Lengths become logarithms, orientation the cosine and sine of twice its angle (an edge has no front), the
-    neighbours' angles their cosine and sine; a missing neighbour is zero throughout and has a flag of its own.
+class Features(nn.Module):
+    """The first layer of a network: turns images and graphs into features of nodes and edges.
 
     Parameters
     ----------
-    geometry : (E, 10) float32, see :func:`grace_lightning.graph.edge_geometry`
-
-    Returns
-    -------
-    (E, 15) float32
+    scale : pixels, width of a filament
+    flatten : filament widths; local mean and deviation of this Gaussian, which is ``sigma`` pixels wide, are removed
+        from the image before it comes here. None: mean and deviation of the whole image
+    node_features : number of features of a node; if ``laplacian``, as many, times the graph Laplacian, are appended
+    above_zero : further values by their key in the configuration, which have to be above 0
     """
-    length, orient = geometry[:, 0], geometry[:, 1]
-    columns = [torch.log(length.clamp(min=1e-6)), torch.cos(2 * orient), torch.sin(2 * orient)]
-    for neighbour in (geometry[:, 2:6], geometry[:, 6:10]):
-        there = neighbour[:, 0] > 0
-        lengths = torch.log(neighbour[:, [0, 2, 3]].clamp(min=1e-6)).T
-        angle = neighbour[:, 1]
-        values = torch.stack([*lengths, torch.cos(angle), torch.sin(angle)])
-        columns += [*torch.where(there, values, 0.0), there.to(geometry.dtype)]
-    return torch.stack(columns, dim=1)
+
+    frozen = False  # whether they take so long that they are kept, and augmentation draws from a few fixed views
+    edge_features = GEOMETRY_FEATURES
+
+    def __init__(
+        self, scale: float, flatten: float | None, node_features: int, laplacian: bool = False, **above_zero: float
+    ) -> None:
+        super().__init__()
+        for key, value in {"scale": scale, "flatten": flatten, **above_zero}.items():
+            if value is not None and value <= 0:
+                raise InputError(f"features.{key}: {value}, expected a number above 0")
+        self.scale, self.laplacian = scale, laplacian
+        self.sigma = None if flatten is None else flatten * scale
+        self.node_features = node_features * (2 if laplacian else 1)
+        self.node_scale = Standardise(self.node_features)
+        self.edge_scale = Standardise(GEOMETRY_FEATURES)
+
+    def of_image(self, image: Tensor, pos: Tensor, augment: OnPatches | None, seed: int) -> Tensor:
+        """Return raw features of the nodes of one image, (n, F) float32; ``seed`` is of its augmentation."""
+        raise NotImplementedError
+
+    def nodes(self, data: GraphData, augment: OnPatches | None = None) -> Tensor:
+        """Return the node features before standardisation, (N, F) float32; ``augment`` changes the patches."""
+        images = zip(data.images(), data.seeds, strict=True)
+        x = torch.cat([self.of_image(image, pos, augment, seed) for (image, pos, _), seed in images])
+        x = x.to(data.edge_attr.device)
+        return with_laplacian(x, data.edge_index) if self.laplacian else x
+
+    def fit(self, data: GraphData) -> None:
+        """Take an image of the training set, not augmented, into the standardisation."""
+        self.node_scale.update(self.nodes(data))
+        self.edge_scale.update(data.edge_attr)
+
+    def forward(self, data: GraphData, augment: OnPatches | None = None) -> tuple[Tensor, Tensor]:
+        """Return node features (N, F) and edge features (E, G), float32; ``augment`` changes the patches of nodes."""
+        return self.node_scale(self.nodes(data, augment)), self.edge_scale(data.edge_attr)
 
 
-EDGE_WIDTH = encode_geometry(torch.zeros(0, len(EDGE_PROPERTIES))).shape[1]
-
-
-def check_lengths(**lengths: float | None) -> None:
-    """Refuse lengths of a feature kind that are not above zero, by their keys; None is none at all."""
-    for name, value in lengths.items():
-        if value is not None and value <= 0:
-            raise InputError(f"features.{name}: {value}, expected a length above 0")
+def with_laplacian(x: Tensor, edges: Tensor) -> Tensor:
+    """Append to features (N, F) the graph Laplacian (degrees minus adjacency) times them: (N, 2 F)."""
+    difference = x[edges[0]] - x[edges[1]]
+    return torch.cat([x, torch.zeros_like(x).index_add(0, edges[0], difference).index_add(0, edges[1], -difference)], 1)
 
 
 class Standardise(nn.Module):
-    """Removes the training set's mean and divides by its deviation; both are part of the checkpoint.
+    """Removes the training set's mean and divides by its deviation, (M, F); both are part of the checkpoint."""
 
-    Parameters
-    ----------
-    width : number of features F
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, width: int) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
+        self.mean, self.deviation = nn.Buffer(torch.zeros(features)), nn.Buffer(torch.ones(features))
         # in double precision, so that many images add up
         self._count = 0
-        self._mean, self._square = torch.zeros(2, width, dtype=torch.float64)
+        self._mean, self._square = torch.zeros(2, features, dtype=torch.float64)
 
     def update(self, values: Tensor) -> None:
         """Take further values (M, F) into mean and deviation; a feature that never changes keeps deviation 1."""
         if not len(values):
             return
-        square, mean = torch.var_mean(values.double(), dim=0, correction=0)
+        square, mean = torch.var_mean(values.double().cpu(), dim=0, correction=0)
         share = len(values) / (self._count + len(values))
         self._square += share * (square - self._square + (1 - share) * (mean - self._mean) ** 2)
         self._mean += share * (mean - self._mean)
@@ -82,25 +91,4 @@ class Standardise(nn.Module):
         self.deviation.copy_(torch.where(deviation > 1e-6 * (1 + self._mean.abs()), deviation, 1.0))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(M, F) to (M, F)."""
         return (values - self.mean) / self.deviation
-
-
-class Extracted(Protocol):
-    """What a prepared graph offers: raw node features ``x`` (N, F) and edge features ``edge_attr`` (E, G)."""
-
-    x: Tensor
-    edge_attr: Tensor
-
-
-class FeatureKind(Protocol):
-    """What the data side asks of a feature kind; see :class:`Statistics`."""
-
-    frozen: bool
-    """Whether ``extract`` takes so long that it pays to keep what it gives."""
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """The image that patches are cut from, (C, H, W) float32 to the same."""
-
-    def extract(self, sample: Sample, augment: PatchAugmentation | None = None) -> dict[str, Any]:
-        """What of a sample goes into the batch."""

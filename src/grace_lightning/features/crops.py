@@ -1,24 +1,16 @@
-"""Pixels around nodes and along edges."""
-
-from __future__ import annotations
+"""Patches around nodes and strips along edges; beyond its border the image is reflected."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from grace_lightning.flatten import reflect
+
 
 def crop_patches(image: Tensor, pos: Tensor, size: int) -> Tensor:
-    """Square patches of whole pixels around positions, in one gather.
+    """Cut from an image (C, H, W) the squares of whole pixels centred nearest to positions: (N, C, size, size).
 
-    Parameters
-    ----------
-    image : (C, H, W)
-    pos : (N, 2), pixels, columns x and y
-    size : side of a patch in pixels; of all such squares of whole pixels, the one with its centre nearest is taken
-
-    Returns
-    -------
-    (N, C, size, size); beyond the border the image is reflected, the border pixel not repeated
+    The border pixel is not repeated. ``pos`` is (N, 2) pixels, x and y.
     """
     height, width = image.shape[1:]
     offset = torch.arange(size, device=image.device)
@@ -28,88 +20,38 @@ def crop_patches(image: Tensor, pos: Tensor, size: int) -> Tensor:
     return image[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
 
 
-def reflect(index: Tensor, length: int) -> Tensor:
-    """Pixel numbers inside 0..length-1; those beyond the border are mirrored at the border pixel."""
-    period = max(2 * (length - 1), 1)
-    index = index.remainder(period)
-    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
-
-
-def sample_image(image: Tensor, xy: Tensor) -> Tensor:
-    """Image interpolated linearly at any positions; beyond the border it is reflected.
-
-    Parameters
-    ----------
-    image : (C, H, W) float32
-    xy : (M, a, b, 2) pixels, x and y
-
-    Returns
-    -------
-    (M, C, a, b) float32
-    """
-    count, rows, columns, _ = xy.shape
-    height, width = image.shape[1:]
-    # grid_sample counts from -1 to 1 between the centres of the first and the last pixel
-    scale = torch.stack([_per_pixel(width, xy), _per_pixel(height, xy)])
-    grid = (xy * scale - 1).reshape(1, count * rows, columns, 2)
-    values = functional.grid_sample(image[None], grid, padding_mode="reflection", align_corners=True)
-    return values[0].view(len(image), count, rows, columns).transpose(0, 1)
-
-
-def _per_pixel(length: int, like: Tensor) -> Tensor:
-    return torch.full((), 2 / max(length - 1, 1), dtype=like.dtype, device=like.device)
-
-
 def node_patches(image: Tensor, pos: Tensor, *, size: float, samples: int) -> Tensor:
-    """Square patches around positions, resampled.
+    """Resample square patches of an image (C, H, W) around positions (N, 2): (N, C, samples, samples) float32.
 
-    Parameters
-    ----------
-    image : (C, H, W) float32
-    pos : (N, 2) float32, pixels, columns x and y
-    size : pixels of the image from the first sample to the last
-    samples : to a side
-
-    Returns
-    -------
-    (N, C, samples, samples) float32; beyond the border the image is reflected
+    ``size`` is the number of pixels from the first to the last of the ``samples`` to a side.
     """
     ramp = torch.linspace(-size / 2, size / 2, samples, device=pos.device)
     offset = torch.stack(torch.meshgrid(ramp, ramp, indexing="xy"), dim=-1)
     return sample_image(image, pos[:, None, None] + offset)
 
 
-STRIP_MARGIN = 0.25
-"""A strip reaches beyond both ends of its edge by this part of the edge's length."""
-
-
 def edge_strips(image: Tensor, pos: Tensor, edges: Tensor, *, half_width: float, samples: tuple[int, int]) -> Tensor:
-    """Image resampled along and across each edge, so that every edge lies straight.
+    """Resample an image (C, H, W) along and across edges (2, E) between positions (N, 2): (E, C, *samples) float32.
 
-    A strip runs from the edge's south end (larger y) to its north end, whichever is named first.
-
-    Parameters
-    ----------
-    image : (C, H, W) float32
-    pos : (N, 2) float32, pixels, columns x and y
-    edges : (2, E) int64
-    half_width : pixels to either side of the edge
-    samples : points along and across
-
-    Returns
-    -------
-    (E, C, along, across) float32; beyond the border the image is reflected
+    A strip runs from the edge's south end (larger y) to its north end, ``half_width`` pixels to either side.
     """
     first, second = pos.index_select(0, edges[0]), pos.index_select(0, edges[1])
     first_is_south = (first[:, 1] > second[:, 1]) | ((first[:, 1] == second[:, 1]) & (first[:, 0] < second[:, 0]))
     south = torch.where(first_is_south[:, None], first, second)
     along = torch.where(first_is_south[:, None], second - first, first - second)
     right = torch.stack([-along[:, 1], along[:, 0]], dim=1) / along.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    forward = torch.linspace(-STRIP_MARGIN, 1 + STRIP_MARGIN, samples[0], device=pos.device)
+    forward = torch.linspace(-0.25, 1.25, samples[0], device=pos.device)  # a quarter of it beyond both ends
     sideways = torch.linspace(-half_width, half_width, samples[1], device=pos.device)
-    xy = (
-        south[:, None, None]
-        + along[:, None, None] * forward[:, None, None]
-        + right[:, None, None] * sideways[None, :, None]
-    )
-    return sample_image(image, xy)
+    middle = south[:, None, None] + along[:, None, None] * forward[:, None, None]
+    return sample_image(image, middle + right[:, None, None] * sideways[:, None])
+
+
+def sample_image(image: Tensor, xy: Tensor) -> Tensor:
+    """Interpolate an image (C, H, W) linearly at pixels (M, a, b, 2), x and y: (M, C, a, b)."""
+    count, rows, columns, _ = xy.shape
+    # grid_sample counts from -1 to 1 between the centres of the first and the last pixel. Filled, not copied from
+    # numbers in Python: a copy would make a GPU wait.
+    scale = torch.stack([xy.new_full((), 2 / max(length - 1, 1)) for length in (image.shape[2], image.shape[1])])
+    grid = (xy * scale - 1).reshape(1, count * rows, columns, 2)
+    values = functional.grid_sample(image[None], grid, padding_mode="reflection", align_corners=True)
+    return values[0].view(len(image), count, rows, columns).transpose(0, 1)

@@ -1,28 +1,22 @@
 """``X.grace`` folders, in the schema of the original program."""
 
-from __future__ import annotations
-
 import json
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from grace_lightning.errors import InputError
+from grace_lightning.files import expect_folder, reading, replacing, some
 from grace_lightning.graph import EDGE_PROPERTIES, Graph, Label, edge_geometry
-from grace_lightning.io._reading import reading, some
 
 NODES, EDGES, ANNOTATION, METADATA = "nodes.parquet", "edges.parquet", "annotation.npz", "metadata.json"
-_FLOATS = pa.list_(pa.float32())
 
 
 class Grace(NamedTuple):
@@ -36,36 +30,18 @@ class Grace(NamedTuple):
 def read_grace(
     path: str | Path, *, keep_node_unknown_labels: bool = False, keep_edge_unknown_labels: bool = False
 ) -> Grace:
-    """Annotated graph of one micrograph.
+    """Read the annotated graph of one micrograph, the folder ``X.grace``.
 
-    Edges may stand in the file in either direction and twice with the same label; here the smaller node comes first and
-    every edge is there once, in the file's order.
-
-    Parameters
-    ----------
-    path : the folder ``X.grace``
-    keep_node_unknown_labels, keep_edge_unknown_labels : whether UNKNOWN stays, or becomes TRUE_NEGATIVE
-
-    Raises
-    ------
-    InputError
-        A file or column is missing or damaged; a coordinate is not finite; a label is outside 0..2; an edge
-        names a node that does not exist, joins a node to itself, or is there twice with different labels.
+    In the graph, each edge comes once, in the file's order, its smaller node first; in the file, it may have either
+    direction and come twice with the same label. UNKNOWN labels become TRUE_NEGATIVE unless they are kept.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder, expected {NODES}, {EDGES}, {ANNOTATION} and {METADATA} in it")
-    pos, node_label, confidence, embedding = _read_nodes(path / NODES)
-    edges, edge_label = _read_edges(path / EDGES, len(pos))
-    graph = Graph(
-        pos=pos,
-        edges=edges,
-        node_label=node_label if keep_node_unknown_labels else _unknown_as_negative(node_label),
-        edge_label=edge_label if keep_edge_unknown_labels else _unknown_as_negative(edge_label),
-        confidence=confidence,
-        embedding=embedding,
-    )
-    return Grace(graph, _read_annotation(path / ANNOTATION), _read_metadata(path / METADATA))
+    expect_folder(path)
+    nodes, node_label = _read_nodes(path / NODES, keep_node_unknown_labels)
+    edges, edge_label = _read_edges(path / EDGES, len(nodes["pos"]), keep_edge_unknown_labels)
+    graph = Graph(**nodes, edges=edges).with_labels(node=node_label, edge=edge_label)
+    annotation = _read_annotation(path / ANNOTATION) if (path / ANNOTATION).exists() else None
+    return Grace(graph, annotation, _read_metadata(path / METADATA))
 
 
 def write_grace(
@@ -79,89 +55,56 @@ def write_grace(
     edge_properties: bool = False,
     filaments: pd.DataFrame | None = None,
 ) -> None:
-    """Write a ``.grace`` folder; one that is there is replaced as a whole.
+    """Write a folder ``X.grace``, whole or not at all; a folder of that name is replaced.
 
-    The folder appears under its name only when it is complete.
-
-    Parameters
-    ----------
-    path : the folder ``X.grace``
-    graph : nodes and edges, row by row
-    annotation : (H, W) integers; None writes no ``annotation.npz``
-    metadata : what ``metadata.json`` says besides ``image_filename``, which is ``X`` where not given
-    node_prediction : (N, K) probabilities, an additional column
-    edge_prediction : (E, K) probabilities; the original has K = 3, one per :class:`Label`
-    edge_properties : whether to write :func:`edge_geometry`
-    filaments : columns of ``filaments.parquet``, an additional file
+    Labels of the heads ``node`` and ``edge`` are written, an ``annotation`` of (H, W) integers, ``metadata`` besides
+    ``image_filename`` (``X`` if not given), and if wanted, :func:`edge_geometry`. Predictions are probabilities, (N, K)
+    or (E, K); the original has those of edges, with K = 3, one per :class:`Label`, and no ``filaments.parquet``.
     """
     path = Path(path)
     if path.suffix != ".grace":
         raise InputError(f"{path}: a folder of this name may be replaced, expected a name that ends in .grace")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, replaced = (path.with_name(f".{path.name}.{uuid.uuid4().hex}") for _ in range(2))
-    try:
+    nodes = {
+        **{"x": graph.pos[:, 0].numpy(), "y": graph.pos[:, 1].numpy()},
+        "node_ground_truth": graph.label("node").numpy(),
+        "confidence": graph.confidence.numpy(),
+        "node_image_patch_latent_embedding": _lists(graph.embedding, graph.num_nodes),
+    }
+    if node_prediction is not None:
+        nodes["node_prediction"] = _lists(node_prediction, graph.num_nodes)
+    keys, values = (list(EDGE_PROPERTIES), edge_geometry(graph.pos, graph.edges)) if edge_properties else (None, None)
+    edges = {
+        **{"source": graph.edges[0].numpy(), "target": graph.edges[1].numpy()},
+        "edge_ground_truth": graph.label("edge").numpy(),
+        "edge_prediction": _lists(edge_prediction, graph.num_edges),
+        "edge_properties_keys": pa.array([keys] * graph.num_edges, pa.list_(pa.string())),
+        "edge_properties_values": _lists(values, graph.num_edges),
+    }
+    with replacing(path) as unfinished:
         unfinished.mkdir()
-        pq.write_table(_node_table(graph, node_prediction), unfinished / NODES)
-        pq.write_table(_edge_table(graph, edge_prediction, edge_properties), unfinished / EDGES)
+        pq.write_table(pa.table(nodes), unfinished / NODES)
+        pq.write_table(pa.table(edges), unfinished / EDGES)
         if annotation is not None:
-            array = annotation.cpu().numpy()
+            array = annotation.numpy()
             array = array.astype(np.min_scalar_type(int(array.max(initial=0))))
             np.savez_compressed(unfinished / ANNOTATION, annotation=array)
         (unfinished / METADATA).write_text(json.dumps({"image_filename": path.stem, **(metadata or {})}))
         if filaments is not None:
             filaments.to_parquet(unfinished / "filaments.parquet", index=False)
-        if path.exists():
-            path.rename(replaced)
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _node_table(graph: Graph, prediction: Tensor | None) -> pa.Table:
-    columns = {
-        "x": graph.pos[:, 0].cpu().numpy(),
-        "y": graph.pos[:, 1].cpu().numpy(),
-        "node_ground_truth": graph.node_label.cpu().numpy(),
-        "confidence": graph.confidence.cpu().numpy(),
-        "node_image_patch_latent_embedding": _lists(graph.embedding, graph.num_nodes),
-    }
-    if prediction is not None:
-        columns["node_prediction"] = _lists(prediction, graph.num_nodes)
-    return pa.table(columns)
-
-
-def _edge_table(graph: Graph, prediction: Tensor | None, with_properties: bool) -> pa.Table:
-    count = graph.num_edges
-    keys = [list(EDGE_PROPERTIES) if with_properties else None] * count
-    values = edge_geometry(graph.pos.cpu(), graph.edges.cpu()) if with_properties else None
-    return pa.table(
-        {
-            "source": graph.edges[0].cpu().numpy(),
-            "target": graph.edges[1].cpu().numpy(),
-            "edge_ground_truth": graph.edge_label.cpu().numpy(),
-            "edge_prediction": _lists(prediction, count),
-            "edge_properties_keys": pa.array(keys, pa.list_(pa.string())),
-            "edge_properties_values": _lists(values, count),
-        }
-    )
 
 
 def _lists(values: Tensor | None, rows: int) -> pa.Array:
     if values is None:
-        return pa.nulls(rows, _FLOATS)
-    array = values.detach().float().cpu().numpy()
-    if array.ndim != 2 or len(array) != rows:
-        raise ValueError(f"predictions of shape {array.shape}, expected {rows} rows of probabilities")
-    offsets = np.arange(rows + 1, dtype=np.int32) * array.shape[1]
+        return pa.nulls(rows, pa.list_(pa.float32()))
+    array = values.detach().float().numpy()
+    offsets = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
     return pa.ListArray.from_arrays(offsets, array.ravel())
 
 
 def _read_table(path: Path, required: tuple[str, ...]) -> pa.Table:
     with reading(path, "a table of the .grace folder"):
         table = pq.ParquetFile(path).read()
-    missing = [name for name in required if name not in table.column_names]
-    if missing:
+    if missing := [name for name in required if name not in table.column_names]:
         raise InputError(f"{path}: no column {some(missing)}, expected {', '.join(required)}")
     return table
 
@@ -170,86 +113,55 @@ def _column(path: Path, table: pa.Table, name: str, dtype: pa.DataType) -> Tenso
     column = table[name]
     if column.null_count:
         raise InputError(f"{path}: {name} is empty in {column.null_count} of {len(column)} rows, expected {dtype}")
-    try:
-        values = column.cast(dtype).to_numpy()
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: {name} is {column.type}, expected {dtype}") from error
-    return torch.from_numpy(values.copy())
+    with reading(path, f"a table whose {name}, here {column.type}, is {dtype}"):
+        return torch.from_numpy(column.cast(dtype).to_numpy().copy())
 
 
-def _labels(path: Path, table: pa.Table, name: str) -> Tensor:
-    label = _column(path, table, name, pa.int64())
-    wrong = (label < Label.TRUE_NEGATIVE) | (label > Label.UNKNOWN)
+def _refuse(path: Path, wrong: Tensor, describe: Callable[[int], str]) -> None:
     if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise InputError(
-            f"{path}: {name} {int(label[row])} in row {row}, expected 0 (negative), 1 (positive) or 2 (unknown)"
-        )
-    return label
+        raise InputError(f"{path}: {describe(int(wrong.nonzero()[0, 0]))} ({int(wrong.sum())} of {len(wrong)} rows)")
 
 
-def _unknown_as_negative(label: Tensor) -> Tensor:
-    return label.masked_fill(label == Label.UNKNOWN, Label.TRUE_NEGATIVE)
+def _labels(path: Path, table: pa.Table, name: str, keep_unknown: bool) -> Tensor:
+    label = _column(path, table, name, pa.int64())
+    expected = "expected 0 (negative), 1 (positive) or 2 (unknown)"
+    _refuse(path, (label < 0) | (label > 2), lambda row: f"{name} {int(label[row])} in row {row}, {expected}")
+    return label if keep_unknown else label.masked_fill(label == Label.UNKNOWN, Label.TRUE_NEGATIVE)
 
 
-def _read_nodes(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _read_nodes(path: Path, keep_unknown: bool) -> tuple[dict[str, Any], Tensor]:
     table = _read_table(path, ("x", "y", "node_ground_truth"))
     pos = torch.stack([_column(path, table, axis, pa.float32()) for axis in ("x", "y")], dim=1)
-    wrong = ~pos.isfinite().all(dim=1)
-    if wrong.any():
-        node = int(wrong.nonzero()[0])
-        x, y = pos[node].tolist()
-        raise InputError(
-            f"{path}: node {node} at x={x}, y={y}, expected finite pixels ({int(wrong.sum())} of {len(pos)} are not)"
-        )
-    has_confidence = "confidence" in table.column_names and table["confidence"].null_count < len(table)
-    confidence = _column(path, table, "confidence", pa.float32()) if has_confidence else torch.ones(len(pos))
-    return pos, _labels(path, table, "node_ground_truth"), confidence, _read_embedding(path, table)
-
-
-def _read_embedding(path: Path, table: pa.Table) -> Tensor | None:
+    wrong, found = ~pos.isfinite().all(dim=1), "node {} at x={}, y={}, expected finite pixels"
+    _refuse(path, wrong, lambda row: found.format(row, *pos[row].tolist()))
+    nodes: dict[str, Any] = {"pos": pos}
+    given = {name for name in table.column_names if table[name].null_count < len(table)}
+    if "confidence" in given:
+        nodes["confidence"] = _column(path, table, "confidence", pa.float32())
     name = "node_image_patch_latent_embedding"
-    if name not in table.column_names or table[name].null_count == len(table):
-        return None
-    column = table[name].combine_chunks()
-    with reading(path, f"a table whose {name} are lists of numbers"):
-        lengths = pc.list_value_length(column).unique().to_pylist()
-        flat = pc.list_flatten(column).cast(pa.float32()).to_numpy()
-    if len(lengths) != 1:
-        raise InputError(f"{path}: {name} of lengths {some(map(str, lengths))}, expected one length for all nodes")
-    return torch.from_numpy(flat.copy()).reshape(len(table), lengths[0])
+    if name in given:
+        with reading(path, f"a table whose {name} are lists of numbers, all of one length"):
+            nodes["embedding"] = torch.from_numpy(np.stack(table[name].to_pandas()).astype(np.float32))
+    return nodes, _labels(path, table, "node_ground_truth", keep_unknown)
 
 
-def _read_edges(path: Path, num_nodes: int) -> tuple[Tensor, Tensor]:
+def _read_edges(path: Path, num_nodes: int, keep_unknown: bool) -> tuple[Tensor, Tensor]:
     table = _read_table(path, ("source", "target", "edge_ground_truth"))
     ends = torch.stack([_column(path, table, name, pa.int64()) for name in ("source", "target")])
-    label = _labels(path, table, "edge_ground_truth")
-    for name, nodes in zip(("source", "target"), ends, strict=True):
-        wrong = nodes[(nodes < 0) | (nodes >= num_nodes)]
-        if len(wrong):
-            raise InputError(
-                f"{path}: {name} {int(wrong[0])} is not a node (the file has {num_nodes}); "
-                "rebuild it with grace-annotate"
-            )
+    label = _labels(path, table, "edge_ground_truth", keep_unknown)
+    known = f"expected nodes from 0 to {num_nodes - 1}; rebuild it with grace-annotate"
     low, high = ends.amin(dim=0), ends.amax(dim=0)
-    if (low == high).any():
-        row = int((low == high).nonzero()[0])
-        raise InputError(f"{path}: row {row} joins node {int(low[row])} to itself, expected two nodes")
+    _refuse(path, (low < 0) | (high >= num_nodes), lambda row: f"row {row} joins {ends[:, row].tolist()}, {known}")
+    _refuse(path, low == high, lambda row: f"row {row} joins node {int(low[row])} to itself, expected two nodes")
     _, first, group = np.unique((low * num_nodes + high).numpy(), return_index=True, return_inverse=True)
-    differs = label != label[first[group]]
-    if differs.any():
-        row = int(differs.nonzero()[0])
-        raise InputError(
-            f"{path}: nodes {int(low[row])} and {int(high[row])} are joined twice, once with edge_ground_truth "
-            f"{int(label[first[group[row]]])} and once with {int(label[row])}, expected one label"
-        )
+    earlier = label[first[group]]
+    twice = "nodes {} and {} are joined twice, once with edge_ground_truth {} and once with {}, expected one label"
+    _refuse(path, label != earlier, lambda r: twice.format(*(int(a[r]) for a in (low, high, earlier, label))))
     keep = torch.from_numpy(np.sort(first))
     return torch.stack([low, high])[:, keep], label[keep]
 
 
-def _read_annotation(path: Path) -> Tensor | None:
-    if not path.exists():
-        return None
+def _read_annotation(path: Path) -> Tensor:
     with reading(path, "the annotation of a .grace folder"), np.load(path, allow_pickle=False) as arrays:
         if "annotation" not in arrays:
             raise InputError(f"{path}: no array annotation (found {some(arrays) or 'none'})")

@@ -1,226 +1,177 @@
-"""Paths cut at their turns and where others meet them, and the pieces put together as it costs least.
+"""Paths are cut where they turn and where others end beside them, and the pieces are put together anew."""
 
-The programme sees bends between neighbouring edges, so that two filaments that cross may be taken for two that touch
-and part again, each turning over a few detections; where a crossing leaves one of the two no edge, that one is in two
-pieces; and where filaments come so close that they share their detections, one path is found for both. The course of a
-path over several widths tells.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 
-from grace_lightning.link.beside import Path, arc_lengths
-from grace_lightning.link.filaments import Floats, Ints
+from grace_lightning.graph import Floats, Ints
+from grace_lightning.link.detections import Path
+from grace_lightning.link.paths import arc_lengths, chains
 from grace_lightning.link.solve import most_probable_passes, tan_half_squared
-from grace_lightning.link.trace import chains
 
-# Filament widths: over which a course is measured, and how much of an end, where a crossing leads astray, is left out.
-LEVER, ASTRAY = 2.0, 1.0
-TOUCH = 1.0  # filament widths: where another path ends as near to a path, that one is cut
-TURN = 0.04  # tan^2 of half a turn of 23 degrees: sharper ones are cut, to be undone if nothing straighter is there
-SHARP = 1.0  # the same of a right angle: sharper ones stay cut
-RING = 8.0  # filament widths of a piece at least, whose ends may be joined
-UNCUT = 1e-3  # log-odds, gained where a cut is undone
-LIKELY = 2.0  # log-odds: where an end costs less, a cut is not undone at a turn
-SMOOTH = 1.0  # filament widths to either side, over which it is judged whether a further filament is probable
-ONE_ENDS = 0.1  # as if it were tan^2(turn / 2), where of two filaments through a piece one ends at it
+# Lengths are filament widths, costs log-odds, turns tan^2(turn / 2). Figures are F1 on the scenes of benchmarks/link.py
+# (now .82). Where there are none, the choice counts only if ends or bundles are learned; it was made on roots.
+
+LEVER = 2.0  # length over which a course is measured; .85 at 1, .83 at 1.5, .80 at 3
+ASTRAY = 1.0  # length at an end that its course leaves out, since crossings lead paths astray; .83 at 0, .81 at 2
+TOUCH = 1.0  # distance of the end of another path within which a path is cut; .83 at .5, .82 at 2
+TURN = 0.04  # 23 degrees: sharper turns are cut, to be undone if nothing straighter is there; .82 at .02, .84 at .08
+SHARP = 1.0  # a right angle: cuts at sharper turns are not undone; .82 at .5 and without
+LIKELY = 2.0  # cuts are not undone at an end that costs less, so that it is probable
+UNCUT = 1e-3  # gained if a cut is undone: anything above 0, so that it is better than to leave it
+GAP_COST = 0.25  # of a gap of one width, growing with its square; .81 at .1 and at .5
+RING = 8.0  # least length of a piece whose ends may be joined: shorter rings are clumps of detections; .82 at 4 and 16
+SMOOTH = 1.0  # length to either side over which it is judged whether a further filament is probable; nodes are noisy
+ONE_ENDS = 0.1  # as bad as such a turn: of two filaments through a piece, one ends where the other goes on
 
 
 def reconnect(
     pos: Floats,
     paths: list[Path],
+    end_cost: Floats,
+    share_cost: Floats,
+    deadline: float,
     *,
     scale: float,
-    end_cost: Floats,
     turn_cost: float,
-    gap_cost: float,
-    share_cost: Floats,
     max_gap: float,
-    seconds: float,
 ) -> tuple[list[Path], bool]:
-    """Paths cut, and all pieces passed by filaments as it costs least.
+    """Cut paths, and let filaments pass all pieces as it costs least.
 
-    Every piece is passed by one filament or by several; each goes on in one other piece at each end, or ends there. Of
-    all ways, the one that costs least: of every end its cost, of every joint ``turn_cost`` times the sum of
-    tan^2(turn / 2) from the one's course to the line across the gap and from there to the other's, and ``gap_cost``
-    times the square of the gap, of every filament but the first through a piece the mean of its nodes' ``share_cost``
-    times its length. Paths are also cut where a further filament begins to cost or to gain. A cut at a turn is undone
-    where neither end is joined to another, unless the turn is sharp. Of filaments that share a piece, those before it
-    go on in those after it as straight as they can. Where two pieces are joined, nodes near the ends and more than half
-    a width off the line go.
+    The first programme sees bends between neighbouring edges only, so it may take two filaments that cross for two that
+    touch and part again, leave one of them in two pieces, and put one path where several share their detections. Here
+    the course over several widths counts. One filament or several pass each piece; each goes on in one other piece at
+    each end, as straight as it can, or ends there. The costs are
 
-    Parameters
-    ----------
-    pos : (N, 2) float64, pixels
-    scale : width of a filament, pixels
-    end_cost : (N,) float64, log-odds, of an end at a node
-    turn_cost, gap_cost : log-odds; the second for one filament width
-    share_cost : (N, K) float64, log-odds, of a second, a third, ... filament along one filament width of a path;
-        negative where it is probable
-    max_gap : filament widths, between ends that may be joined
-    seconds : to find the best way
+    ============  ==================================================================================================
+    end           ``end_cost`` (N,) of its node, less inside another filament (see :func:`most_probable_passes`)
+    joint         ``turn_cost`` times the sum of tan^2(turn / 2) from the course of the one piece to the line across
+                  the gap, and from there to the course of the other, plus ``GAP_COST`` times the square of the gap
+    further       the mean ``share_cost`` (N, K) of the nodes times the length of the piece, for a second, a third,
+                  ... filament through it; negative if it is probable
+    ============  ==================================================================================================
 
-    Returns
-    -------
-    the paths, and whether it is sure that there is no better way
+    Paths are cut where their course turns, where other paths end beside them, and where a further filament begins to
+    cost or to gain. A cut costs nothing to undo, unless it is at a sharp turn or at a probable end.
+
+    ``scale``, the width of a filament, is in pixels, ``max_gap`` between ends that may be joined in widths, costs are
+    log-odds. Returns the paths, and whether it is sure that there is no cheaper way.
     """
+    if all(path.closed for path in paths):  # nothing ends beside them
+        return paths, True
     pieces, rings, cuts = _cut(pos, paths, share_cost, scale)
-    if not pieces:
-        return rings, True
-    ends = _ends(pos, pieces, scale)
-    of_end = end_cost[np.array([p[0] for p in pieces] + [p[-1] for p in pieces])]
-    joints = _joints(ends, of_end, cuts, scale, turn_cost=turn_cost, gap_cost=gap_cost, max_gap=max_gap)
-    sharing = np.stack([share_cost[piece].mean(axis=0) for piece in pieces]) * (ends.length / scale)[:, None]
-    passes, taken, optimal = most_probable_passes(joints.pairs, joints.cost, of_end, sharing, seconds)
-    strands, joined = _strands(ends, passes, joints.pairs[:, np.repeat(np.arange(len(taken)), taken)])
-    several = _trimmed(pos, [pieces[k] for k in strands], strands, joined, ends, scale)
-    return rings + [
-        (_put_together(several, order, ring), ring) for order, ring in chains(len(strands), joined)
-    ], optimal
-
-
-# ---- cutting --------------------------------------------------------------------------------------------------------
+    ends = Ends(pos, pieces, scale)
+    cost_of_end = end_cost[np.array([p[0] for p in pieces] + [p[-1] for p in pieces])]
+    joints, joint_cost = _joints(ends, cost_of_end, cuts, scale, turn_cost, max_gap)
+    further = np.stack([share_cost[piece].mean(axis=0) for piece in pieces]) * (ends.length / scale)[:, None]
+    passes, taken, optimal = most_probable_passes(joints, joint_cost, cost_of_end, further, deadline)
+    strands, joined = _strands(ends, passes, np.repeat(joints, taken, axis=1))
+    nodes = _trimmed(pos, [pieces[k] for k in strands], strands, joined, ends, scale)
+    return rings + [_in_a_row(nodes, order, ring) for order, ring in chains(len(strands), joined)], optimal
 
 
 def _cut(pos: Floats, paths: list[Path], share_cost: Floats, scale: float) -> tuple[list[Ints], list[Path], Ints]:
-    """Pieces of paths, rings that are not cut, and the pairs of ends (2, any) that were one place before."""
+    """Return pieces of paths, rings that are not cut, and the pairs of ends (2, any) that were one place before."""
     pieces: list[Ints] = []
     rings: list[Path] = []
     cuts: list[tuple[int, int]] = []
-    touched = _touches(pos, paths, scale)
-    for (nodes, closed), touches in zip(paths, touched, strict=True):
-        points = pos[nodes]
-        arc = arc_lengths(points)
-        none = touches[:0]
-        turns, changes = (none, none) if closed else (_turns(points, scale), _changes(share_cost[nodes], arc, scale))
-        at = _apart(np.concatenate([turns, touches, changes]), arc, scale)
-        if closed and not len(at):
-            rings.append((nodes, True))
+    for path, touches in zip(paths, _touches(pos, paths, scale), strict=True):
+        nodes, closed = path
+        arc = arc_lengths(pos[nodes])
+        if not closed:
+            at = np.concatenate([touches, _changes(share_cost[nodes], arc, scale)])
+            at = at[(arc[at] > scale) & (arc[-1] - arc[at] > scale)]
+            # Turns first: if a path is cut a few nodes beside its turn, the turn stays within a piece.
+            at = _apart(np.concatenate([_turns(pos[nodes], scale), at]), arc, scale)
+            bounds = [0, *at.tolist(), len(nodes) - 1]
+        elif len(touches):  # opened at its first cut, which is then the first and the last node
+            at = _apart(touches, arc, scale)
+            nodes, bounds = np.append(np.roll(nodes, -at[0]), nodes[at[0]]), [*(at - at[0]).tolist(), len(nodes)]
+        else:
+            rings.append(path)
             continue
-        whole = np.append(np.roll(nodes, -at[0]), nodes[at[0]]) if closed else nodes
-        bounds = [*(at - at[0]).tolist(), len(nodes)] if closed else [0, *at.tolist(), len(nodes) - 1]
         new = range(len(pieces), len(pieces) + len(bounds) - 1)
         cuts += list(pairwise(new)) + ([(new[-1], new[0])] if closed else [])
-        pieces += [whole[a : b + 1] for a, b in pairwise(bounds)]
+        pieces += [nodes[a : b + 1] for a, b in pairwise(bounds)]
+    # The end of one piece, the beginning of the next.
     ends = np.array(cuts, dtype=np.int64).reshape(-1, 2).T + np.array([[len(pieces)], [0]])
     return pieces, rings, np.sort(ends, axis=0)
 
 
 def _turns(points: Floats, scale: float) -> Ints:
-    """Where the course of an open path turns most."""
+    """Return where the course of an open path turns most."""
     arc = arc_lengths(points)
     behind, ahead = (_along(points, arc, arc + way * LEVER * scale) for way in (-1, 1))
     bend = tan_half_squared(points - behind, ahead - points)
     bend[(arc < scale) | (arc[-1] - arc < scale)] = 0
-    found: list[int] = []
-    for k in np.argsort(-bend, kind="stable")[: np.count_nonzero(bend > TURN)]:
-        if (np.abs(arc[found] - arc[k]) > LEVER * scale).all():
-            found.append(int(k))
-    return np.sort(np.array(found, dtype=np.int64))
+    sharpest_first = np.argsort(-bend, kind="stable")[: np.count_nonzero(bend > TURN)]
+    return _apart(sharpest_first, arc, LEVER * scale)  # nearer ones see the same turn
 
 
 def _changes(share_cost: Floats, arc: Floats, scale: float) -> Ints:
-    """Where along an open path a further filament begins to cost or to gain."""
+    """Return where along an open path a further filament begins to cost or to gain."""
     total = np.concatenate([np.zeros((1, share_cost.shape[1])), np.cumsum(share_cost, axis=0)])
     low = np.searchsorted(arc, arc - SMOOTH * scale)
     high = np.searchsorted(arc, arc + SMOOTH * scale, side="right")
     gains = total[high] < total[low]
-    return _inside(np.flatnonzero((gains[1:] != gains[:-1]).any(axis=1)), arc, scale)
+    return np.flatnonzero((gains[1:] != gains[:-1]).any(axis=1))
 
 
 def _touches(pos: Floats, paths: list[Path], scale: float) -> list[Ints]:
-    """Of each path the vertices next to which another one ends, ascending."""
-    sizes = np.array([len(nodes) for nodes, _ in paths], dtype=np.int64)
+    """Return for each path the places in it beside which another path ends, ascending."""
+    sizes = np.array([len(path.nodes) for path in paths])
     owner, first = np.repeat(np.arange(len(paths)), sizes), np.cumsum(sizes) - sizes
-    is_open = np.array([not closed for _, closed in paths], dtype=bool)
-    if not is_open.any():
-        return [np.zeros(0, dtype=np.int64) for _ in paths]
-    vertices = pos[np.concatenate([nodes for nodes, _ in paths])]
+    is_open = np.array([not path.closed for path in paths])
+    points = pos[np.concatenate([path.nodes for path in paths])]
     tip = np.concatenate([first[is_open], (first + sizes - 1)[is_open]])
-    hits = KDTree(vertices).query_ball_point(vertices[tip], TOUCH * scale, return_sorted=True)
-    tip = np.repeat(tip, [len(h) for h in hits])
-    hit = np.concatenate([np.asarray(h, dtype=np.int64) for h in hits])
-    away = np.hypot(*(vertices[hit] - vertices[tip]).T)
-    rank = np.lexsort((hit, away, owner[hit], tip))
-    rank = rank[owner[hit[rank]] != owner[tip[rank]]]
-    nearest = np.ones(len(rank), dtype=bool)  # of the vertices of one path near one tip
-    nearest[1:] = (tip[rank][1:] != tip[rank][:-1]) | (owner[hit[rank]][1:] != owner[hit[rank]][:-1])
-    found = np.unique(hit[rank][nearest])
-    parts = np.split(found - first[owner[found]], np.searchsorted(owner[found], np.arange(1, len(paths))))
-    return [
-        part if closed else _inside(part, arc_lengths(pos[nodes]), scale)
-        for part, (nodes, closed) in zip(parts, paths, strict=True)
-    ]
+    near = KDTree(points[tip]).sparse_distance_matrix(KDTree(points), TOUCH * scale, output_type="ndarray")
+    tip, hit = tip[near["i"]], near["j"]
+    tip, hit = (k[owner[hit] != owner[tip]] for k in (tip, hit))
+    order = np.lexsort((hit, np.hypot(*(points[hit] - points[tip]).T)))
+    # Of all places in one path near one tip, the nearest.
+    nearest = order[np.unique((tip * len(paths) + owner[hit])[order], return_index=True)[1]]
+    found = np.unique(hit[nearest])
+    return np.split(found - first[owner[found]], np.searchsorted(owner[found], np.arange(1, len(paths))))
 
 
-def _inside(at: Ints, arc: Floats, scale: float) -> Ints:
-    inside: Ints = at[(arc[at] > scale) & (arc[-1] - arc[at] > scale)]
-    return inside
+def _apart(at: Ints, arc: Floats, distance: float) -> Ints:
+    """Return the places in a path that are more than ``distance`` from all that come before them, ascending."""
+    kept = at[:0]
+    for k in at:
+        if (np.abs(arc[kept] - arc[k]) > distance).all():
+            kept = np.append(kept, k)
+    return np.sort(kept)
 
 
-def _apart(at: Ints, arc: Floats, scale: float) -> Ints:
-    """Of vertices, the most important first, those more than a filament's width from all before; ascending."""
-    kept: list[int] = []
-    for k in at.tolist():
-        if (np.abs(arc[kept] - arc[k]) > scale).all():
-            kept.append(k)
-    return np.sort(np.array(kept, dtype=np.int64))
+class Ends:
+    """Ends of pieces: ``tip``, ``middle`` of the course, ``course`` outwards, (2 P, 2); ``length`` (P,); pixels."""
 
-
-# ---- joining --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """Ends of pieces: end k of piece k, and ``count + k``.
-
-    Parameters
-    ----------
-    tip, middle, course : (2 count, 2) pixels; where an end is, its course outwards, and the middle of that
-    length : (count,) pixels, of the pieces
-    """
-
-    tip: Floats
-    middle: Floats
-    course: Floats
-    length: Floats
+    def __init__(self, pos: Floats, pieces: list[Ints], scale: float) -> None:
+        points = [pos[piece] for piece in pieces] + [pos[piece[::-1]] for piece in pieces]
+        arcs = [arc_lengths(p) for p in points]
+        skips = [min(ASTRAY * scale, arc[-1] / 4) for arc in arcs]
+        inner, further = (
+            np.stack([_along(p, arc, np.array(skip + lever)) for p, arc, skip in zip(points, arcs, skips, strict=True)])
+            for lever in (0.0, LEVER * scale)
+        )
+        self.tip, self.middle, self.course = np.stack([p[0] for p in points]), (inner + further) / 2, inner - further
+        self.length = np.array([arc[-1] for arc in arcs[: len(pieces)]])
 
     def turn(self, one: Ints, other: Ints) -> Floats:
-        """The sum of tan^2(turn / 2) on the way from each of some ends to another."""
+        """Return the sum of tan^2(turn / 2) on the ways from some ends to others.
+
+        The line across is drawn between the middles of the courses, so that a step aside counts as two turns.
+        """
         across = self.middle[other] - self.middle[one]
         return tan_half_squared(self.course[one], across) + tan_half_squared(across, -self.course[other])
 
 
-@dataclass(frozen=True)
-class _Joints:
-    """Pairs of ends (2, J) that may be joined, and what that costs (J,)."""
-
-    pairs: Ints
-    cost: Floats
-
-
-def _ends(pos: Floats, pieces: list[Ints], scale: float) -> _Ends:
-    points = [pos[piece] for piece in pieces] + [pos[piece[::-1]] for piece in pieces]
-    arcs = [arc_lengths(p) for p in points]
-    skips = [min(ASTRAY * scale, arc[-1] / 4) for arc in arcs]
-    inner, further = (
-        np.stack([_along(p, arc, np.array(skip + lever)) for p, arc, skip in zip(points, arcs, skips, strict=True)])
-        for lever in (0.0, LEVER * scale)
-    )
-    length = np.array([arc[-1] for arc in arcs[: len(pieces)]])
-    return _Ends(np.stack([p[0] for p in points]), (inner + further) / 2, inner - further, length)
-
-
 def _joints(
-    ends: _Ends, end_cost: Floats, cuts: Ints, scale: float, *, turn_cost: float, gap_cost: float, max_gap: float
-) -> _Joints:
-    """Pairs of ends near each other that cost less when they are joined."""
+    ends: Ends, end_cost: Floats, cuts: Ints, scale: float, turn_cost: float, max_gap: float
+) -> tuple[Ints, Floats]:
+    """Return the pairs of ends (2, J) that cost less if they are joined, and what that costs (J,)."""
     count = len(ends.length)
     near = KDTree(ends.tip).query_pairs(max_gap * scale, output_type="ndarray").astype(np.int64).reshape(-1, 2).T
     pairs = np.unique(np.concatenate([np.sort(near, axis=0), cuts], axis=1), axis=1)
@@ -228,68 +179,63 @@ def _joints(
     one, other = pairs = pairs[:, ~own | (ends.length[pairs[0] % count] >= RING * scale)]
     turn = ends.turn(one, other)
     gap = np.hypot(*(ends.tip[other] - ends.tip[one]).T) / scale
-    both = end_cost[one] + end_cost[other]
-    cost = turn_cost * turn + gap_cost * gap**2
+    cost, both = turn_cost * turn + GAP_COST * gap**2, end_cost[one] + end_cost[other]
     undone = np.isin(one * 2 * count + other, cuts[0] * 2 * count + cuts[1]) & (turn <= SHARP)
     undone &= (end_cost[pairs] > LIKELY).all(axis=0)
     cost = np.where(undone, np.minimum(cost, both - UNCUT), cost)
-    return _Joints(pairs[:, cost < both], cost[cost < both])
+    return pairs[:, cost < both], cost[cost < both]
 
 
-def _strands(ends: _Ends, passes: Ints, joined: Ints) -> tuple[Ints, Ints]:
-    """Pieces, each as often as filaments pass it, and the pairs of their ends (2, any) that are joined.
+def _strands(ends: Ends, passes: Ints, joined: Ints) -> tuple[Ints, Ints]:
+    """Take each piece as often as filaments pass it: return the pieces (S,) of these strands, and their joined ends.
 
-    Parameters
-    ----------
-    passes : (count,), of each piece
-    joined : (2, any) ends of pieces that are joined, one column for each filament
+    ``joined`` (2, any) are ends of pieces, one column for each filament; returned are ends of strands, k and S + k.
     """
     count, total = len(passes), int(passes.sum())
     first = np.cumsum(passes) - passes
     end, far = joined.reshape(-1), joined[::-1].reshape(-1)
     order = np.argsort(end, kind="stable")
     start = np.searchsorted(end[order], np.arange(2 * count + 1))
-    slot = np.empty_like(end)  # which of the filaments through its piece each joined end belongs to
+    slot = np.empty_like(end)  # of each joined end, which of the strands of its piece it belongs to
     slot[order] = np.arange(len(end)) - start[end[order]]
+    # If several filaments pass a piece, those that come from before it are matched with those that go on after it.
     for k in np.flatnonzero(passes > 1):
         before, after = (order[start[e] : start[e + 1]] for e in (k, count + k))
         turn = np.full((passes[k], passes[k]), ONE_ENDS)
         through = np.ix_(np.arange(len(before)), np.arange(len(after)))
         one, other = np.meshgrid(far[before], far[after], indexing="ij")
-        turn[through] = np.minimum(ends.turn(one, other), 1 / UNCUT)
+        turn[through] = np.minimum(ends.turn(one, other), 1 / UNCUT)  # the assignment takes no infinite costs
         mine, theirs = linear_sum_assignment(turn)
         slot[after] = mine[np.argsort(theirs)][: len(after)]
     strand = first[end % count] + slot
     return np.repeat(np.arange(count), passes), (strand + total * (end >= count)).reshape(2, -1)
 
 
-def _trimmed(pos: Floats, several: list[Ints], strands: Ints, joined: Ints, ends: _Ends, scale: float) -> list[Ints]:
-    """The strands (each of its piece) without the nodes that a crossing led astray."""
+def _trimmed(pos: Floats, nodes: list[Ints], strands: Ints, joined: Ints, ends: Ends, scale: float) -> list[Ints]:
+    """Cut off the nodes of strands at joints that a crossing led astray: half a width off the line across."""
     count, total = len(ends.length), len(strands)
     of_piece = strands[joined % total] + count * (joined >= total)
     across = ends.middle[of_piece[1]] - ends.middle[of_piece[0]]
     across /= np.maximum(np.hypot(*across.T), 1e-9)[:, None]
-    trimmed = list(several)
-    apart = (ends.tip[of_piece[0]] != ends.tip[of_piece[1]]).any(axis=1)
-    for pair, at, (x, y) in zip(joined.T[apart].tolist(), of_piece.T[apart].tolist(), across[apart], strict=True):
-        for strand_end, end in zip(pair, at, strict=True):
-            strand, first = strand_end % total, strand_end < total
-            nodes = several[strand] if first else several[strand][::-1]
-            arc = arc_lengths(pos[nodes])
-            away = pos[nodes] - ends.middle[end]
-            astray = arc < min(ASTRAY * scale, arc[-1] / 4)
-            off = np.flatnonzero(astray & (np.abs(away[:, 0] * y - away[:, 1] * x) > scale / 2))
-            gone = int(off[-1]) + 1 if len(off) else 0
-            trimmed[strand] = trimmed[strand][gone:] if first else trimmed[strand][: len(trimmed[strand]) - gone]
+    trimmed = list(nodes)
+    apart = (ends.tip[of_piece[0]] != ends.tip[of_piece[1]]).any(axis=1)  # an undone cut has nothing to trim
+    cut = joined[:, apart].ravel(), of_piece[:, apart].ravel(), np.tile(across[apart], (2, 1))
+    for strand_end, end, (x, y) in zip(*cut, strict=True):
+        strand, way = strand_end % total, 1 if strand_end < total else -1
+        inwards = nodes[strand][::way]
+        arc = arc_lengths(pos[inwards])
+        away = pos[inwards] - ends.middle[end]
+        off = (arc < min(ASTRAY * scale, arc[-1] / 4)) & (np.abs(away[:, 0] * y - away[:, 1] * x) > scale / 2)
+        gone = np.flatnonzero(off).max(initial=-1) + 1
+        trimmed[strand] = trimmed[strand][::way][gone:][::way]
     return trimmed
 
 
-def _put_together(pieces: list[Ints], ends: Ints, ring: bool) -> Ints:
-    count = len(pieces)
-    nodes: Ints = np.concatenate([pieces[e % count][:: 1 if e < count else -1] for e in ends[::2]])
-    new = np.append(not ring or nodes[0] != nodes[-1], nodes[1:] != nodes[:-1])
-    whole: Ints = nodes[new]
-    return whole
+def _in_a_row(strands: list[Ints], ends: Ints, ring: bool) -> Path:
+    """Return the path along a chain of strands' ends; a node that ends one and begins the next comes once."""
+    count = len(strands)
+    nodes = np.concatenate([strands[e % count][:: 1 if e < count else -1] for e in ends[::2]])
+    return Path(nodes[np.append(not ring or nodes[0] != nodes[-1], nodes[1:] != nodes[:-1])], ring)
 
 
 def _along(points: Floats, arc: Floats, where: Floats) -> Floats:

@@ -1,238 +1,134 @@
-"""The integer programmes: of the edges of one connected component, and of the pieces of paths."""
-
-from __future__ import annotations
+"""The two integer programmes, each one call of SciPy's milp (HiGHS): of a graph's edges, and of pieces of paths."""
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 
-from grace_lightning.link.filaments import Bools, Floats, Ints
+from grace_lightning.graph import Floats, Ints
+from grace_lightning.link.detections import Path
+from grace_lightning.link.paths import trace
 
+# Log-odds, the most that the end of a filament costs inside another one, where it is hardly seen; chosen on roots.
 INSIDE = 3.0
-"""The most that the end of a filament costs where another one, that it runs in, goes on; log-odds."""
-
-ROUNDING = 1e-5
-"""Amounts, and sums of gains in log-odds, that differ by less are the same."""
-
-OUT_OF_TIME = 1
-"""The status of a solution that SciPy gave up for want of time."""
-
-SLACK = 1.0
-"""By how much the best whole amounts are first supposed to gain less than the best fractions; log-odds."""
+Entries = list[tuple[Ints, Ints, int]]  # rows and columns of a matrix, and the value there
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of edges that meet at a node.
+def best_paths(
+    pos: Floats,
+    edges: Ints,
+    edge_gain: Floats,
+    node_gain: Floats,
+    end_cost: Floats,
+    deadline: float,
+    *,
+    bend_cost: float,
+    crossing_cost: float,
+    jitter: float,
+) -> tuple[list[Path], bool]:
+    """Return the best paths found before ``deadline`` (of time.monotonic), and whether it is sure that none are better.
 
-    Parameters
-    ----------
-    node : (P,) int64, ascending
-    edges : (2, P) int64
-    cost : (P,) float64, of the bend
+    The formula stands at :class:`grace_lightning.link.Programme`. An edge ends at a node where it goes on in no other,
+    so there are sum 2 x - sum 2 y ends; a node is passed z + c = sum x - sum y times, over the edges and pairs there.
+    Costs and gains are log-odds. Between two edges of the length ``jitter`` (pixels), a bend costs half as much.
     """
+    again = np.maximum(crossing_cost, -node_gain)  # an improbable node is no cheaper the second time
+    node, pair, bend = _meeting_pairs(pos, edges, bend_cost, jitter)
+    # A bend that costs more is never taken: it is cheaper to end and to begin anew, which passes the node twice.
+    worth = bend <= 2 * end_cost[node] + again[node]
+    node, pair, bend = node[worth], pair[:, worth], bend[worth]
 
-    node: Ints
-    edges: Ints
-    cost: Floats
+    num_edges, num_nodes = edges.shape[1], len(pos)
+    gain = np.concatenate([edge_gain - end_cost[edges].sum(axis=0), 2 * end_cost[node] - bend, node_gain, -again])
+    x, y, z, c = np.split(np.arange(len(gain)), np.cumsum([num_edges, len(node), num_nodes]))
+    # One row for each end of an edge: of the pairs there, one at most, and none unless the edge is taken.
+    end = pair + num_edges * (edges[:, pair] == node).argmax(axis=0)
+    goes_on: Entries = [(end[0], y, 1), (end[1], y, 1), (x, x, -1), (num_edges + x, x, -1)]
+    # One row for each node: the edges there, less the pairs, are the passes.
+    row = 2 * num_edges + np.arange(num_nodes)
+    passes: Entries = [(row[edges[0]], x, 1), (row[edges[1]], x, 1), (row[node], y, -1), (row, z, -1), (row, c, -1)]
+    lower = np.repeat([-np.inf, 0], [2 * num_edges, num_nodes])
+    amounts, optimal = _most_gain(gain, goes_on + passes, lower, least=np.zeros_like(gain), most=1, deadline=deadline)
 
-    def where(self, keep: Bools) -> Pairs:
-        """Some of them."""
-        return Pairs(self.node[keep], self.edges[:, keep], self.cost[keep])
+    taken, goes_on_in = amounts[x] > 0, amounts[y] > 0
+    new_number = np.cumsum(taken) - 1
+    return trace(edges[:, taken], node[goes_on_in], new_number[pair[:, goes_on_in]]), optimal
+
+
+def _meeting_pairs(pos: Floats, edges: Ints, bend_cost: float, jitter: float) -> tuple[Ints, Ints, Floats]:
+    """Return all pairs of edges that meet: their node (any,), the two edges (2, any), the bend's cost (any,)."""
+    count = edges.shape[1]
+    order = np.argsort(edges.reshape(-1), kind="stable")
+    node, edge = edges.reshape(-1)[order], order % max(count, 1)
+    degree = np.bincount(node, minlength=len(pos))
+    place = np.arange(2 * count) - (np.cumsum(degree) - degree)[node]  # of an edge in the list of those at its node
+    # Each edge makes a pair with all edges before it in that list.
+    later = np.repeat(np.arange(2 * count), place)
+    earlier = later - 1 - (np.arange(len(later)) - np.repeat(np.cumsum(place) - place, place))
+    at, both = node[later], np.stack([edge[earlier], edge[later]])
+    away = pos[edges[:, both].sum(axis=0) - at] - pos[at]  # (2, any, 2), to the far ends
+    square = np.maximum((away**2).sum(axis=-1), 1e-18)  # not 0 where two detections lie at one place
+    blur = jitter**2 * (1 / square).mean(axis=0)
+    return at, both, bend_cost * tan_half_squared(away[0], -away[1]) / (1 + blur)
 
 
 def tan_half_squared(a: Floats, b: Floats) -> Floats:
-    """The square of the tangent of half the angle between vectors (..., 2); infinite where they are opposite."""
+    """Return tan^2 of half the angle between vectors (..., 2): 1 at a right angle, infinite if they are opposite."""
     product = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # (1 - cos) / (1 + cos), which is 2 / (1 + cos) - 1
         value: Floats = 2 * product / (product + (a * b).sum(axis=-1)) - 1
     return np.maximum(np.nan_to_num(value, nan=np.inf, posinf=np.inf), 0)
 
 
-def meeting_pairs(pos: Floats, edges: Ints, *, bend_cost: float, jitter: float) -> Pairs:
-    """All pairs of edges that meet at a node; a hairpin costs infinitely much.
-
-    Parameters
-    ----------
-    pos : (N, 2) pixels
-    edges : (2, E)
-    bend_cost : of a right angle between long edges, above 0
-    jitter : pixels; between two edges of this length a bend costs half as much as between long ones
-    """
-    count, num_nodes = edges.shape[1], len(pos)
-    order = np.argsort(edges.reshape(-1), kind="stable")
-    node, edge = edges.reshape(-1)[order], order % max(count, 1)
-    degree = np.bincount(node, minlength=num_nodes)
-    place = np.arange(2 * count) - (np.cumsum(degree) - degree)[node]  # of an edge among those at its node
-    later = np.repeat(np.arange(2 * count), place)  # each with all that come before it at its node
-    earlier = later - 1 - (np.arange(len(later)) - np.repeat(np.cumsum(place) - place, place))
-    at, both = node[later], np.stack([edge[earlier], edge[later]])
-    away = pos[edges[:, both].sum(axis=0) - at] - pos[at]  # (2, P, 2), to the two other ends
-    square = np.maximum((away**2).sum(axis=-1), 1e-18)  # two detections at one place
-    return Pairs(
-        at, both, bend_cost * tan_half_squared(away[0], -away[1]) / (1 + jitter**2 * (1 / square).mean(axis=0))
-    )
-
-
-def best_paths(
-    edges: Ints,
-    pairs: Pairs,
-    edge_gain: Floats,
-    node_gain: Floats,
-    *,
-    end_cost: Floats,
-    crossing_cost: float,
-    seconds: float,
-) -> tuple[Bools, Bools, bool]:
-    """Which edges (E,) and which pairs (P,) are taken, and whether it is sure that nothing is better.
-
-    The formula stands at :class:`grace_lightning.link.Programme`; ``end_cost`` is (N,). An edge ends at a node where it
-    goes on in no other, so there are sum 2 x - sum 2 y ends; the passes z + c of a node are sum x - sum y over what
-    meets there.
-    """
-    (num_edges, num_pairs), num_nodes = (edges.shape[1], len(pairs.node)), len(node_gain)
-    again = -np.maximum(crossing_cost, -node_gain)  # an improbable node is no cheaper the second time
-    gain = np.concatenate(
-        [edge_gain - end_cost[edges].sum(axis=0), 2 * end_cost[pairs.node] - pairs.cost, node_gain, again]
-    )
-    x, y = np.arange(num_edges), num_edges + np.arange(num_pairs)
-    z = num_edges + num_pairs + np.arange(num_nodes)
-    c = z + num_nodes
-
-    end = pairs.edges + num_edges * (edges[:, pairs.edges] == pairs.node).argmax(axis=0)
-    goes_on = [(end[0], y, 1), (end[1], y, 1), (x, x, -1), (num_edges + x, x, -1)]  # with one other at most
-    passes = [(edges[0], x, 1), (edges[1], x, 1), (pairs.node, y, -1), (z - z[0], z, -1), (z - z[0], c, -1)]
-    taken, optimal = best(
-        gain,
-        _matrix(goes_on, (2 * num_edges, len(gain))),
-        _matrix(passes, (num_nodes, len(gain))),
-        seconds,
-        whole=np.arange(len(gain)) < num_edges + num_pairs,
-    )
-    return taken[:num_edges] > 0, taken[num_edges : num_edges + num_pairs] > 0, optimal
-
-
 def most_probable_passes(
-    joints: Ints, joint_cost: Floats, end_cost: Floats, share_cost: Floats, seconds: float
+    joints: Ints, joint_cost: Floats, end_cost: Floats, share_cost: Floats, deadline: float
 ) -> tuple[Ints, Ints, bool]:
-    """How many filaments pass each piece of a path and take each joint, and whether that is sure to be best.
+    """Return how many filaments pass each piece of a path (P,) and take each joint (J,), and whether that is sure.
 
-    A piece that x filaments pass, of which y go on at an end, has x - y ends there. Up to y of these are inside of
-    filaments that go on, where nothing is seen of an end, so that they cost ``INSIDE`` at most.
-
-    Parameters
-    ----------
-    joints : (2, J) int64, ends of pieces that may be joined; piece k of P has the ends k and P + k
-    joint_cost : (J,) log-odds, of each filament that takes a joint
-    end_cost : (2 P,) log-odds
-    share_cost : (P, K) log-odds, of a second, a third, ... filament through a piece; none is taken to cost less than
-        the one before it
-
-    Returns
-    -------
-    (P,) int64 from 1 to K + 1, (J,) int64, and whether it is sure
+    A piece that x filaments pass, of which y go on at an end, has x - y ends there. Up to y of these lie inside
+    filaments that go on, and cost ``INSIDE`` at most. Costs are log-odds: ``joint_cost`` (J,) of each filament that
+    takes a joint (2, J), ``end_cost`` (2 P,), and ``share_cost`` (P, K) of a second, a third, ... filament through a
+    piece; none is taken to cost less than the one before it.
     """
-    (count, more), num_joints = share_cost.shape, len(joint_cost)
+    count, more = share_cost.shape
     end, piece = np.arange(2 * count), np.tile(np.arange(count), more + 1)
-    through = np.arange(len(piece))
-    joint = len(piece) + np.arange(num_joints)
-    inside = len(piece) + num_joints + end
-    width = len(piece) + num_joints + 2 * count
-
     cost = np.concatenate([np.zeros(count), np.maximum.accumulate(share_cost, axis=1).T.reshape(-1)])
-    gain = np.concatenate(
-        [
-            -cost - (end_cost[:count] + end_cost[count:])[piece],
-            end_cost[joints].sum(axis=0) - joint_cost,
-            np.maximum(end_cost - INSIDE, 0),
-        ]
-    )
-    # at every end, no more go on or end inside than pass the piece, and no more end inside than go on
-    at_most_all = [(piece, through, -1), (count + piece, through, -1)]
-    at_most_all += [(joints[0], joint, 1), (joints[1], joint, 1), (end, inside, 1)]
-    inside_row = 2 * count
-    at_most_others = [(inside_row + joints[0], joint, -1), (inside_row + joints[1], joint, -1)]
-    at_most_others += [(inside_row + end, inside, 1)]
-    amounts, optimal = best(
-        gain,
-        _matrix(at_most_all + at_most_others, (4 * count, width)),
-        None,
-        seconds,
-        whole=np.ones(width, dtype=bool),
-        least=(np.arange(width) < count).astype(np.int64),  # which is what is taken where there was no time
-        most=np.where(np.arange(width) < len(piece), 1, more + 1),
-    )
+    of_piece = -cost - (end_cost[:count] + end_cost[count:])[piece]
+    of_joint = end_cost[joints].sum(axis=0) - joint_cost
+    gain = np.concatenate([of_piece, of_joint, np.maximum(end_cost - INSIDE, 0)])
+    # Whether a first, a second, ... filament passes each piece; how many take each joint; of the ends at each end of a
+    # piece, how many cost INSIDE at most.
+    through, joint, inside = np.split(np.arange(len(gain)), np.cumsum([len(piece), len(joint_cost)]))
+    # At each end, no more go on or end inside than pass the piece, and no more end inside than go on.
+    rows: Entries = [(piece, through, -1), (count + piece, through, -1)]
+    rows += [(joints[0], joint, 1), (joints[1], joint, 1), (end, inside, 1)]
+    rows += [(2 * count + joints[0], joint, -1), (2 * count + joints[1], joint, -1), (2 * count + end, inside, 1)]
+    least = np.repeat([1.0, 0.0], [count, len(gain) - count])  # one filament passes each piece
+    most = np.repeat([1, more + 1], [len(piece), len(gain) - len(piece)])
+    lower = np.full(4 * count, -np.inf)
+    amounts, optimal = _most_gain(gain, rows, lower, least=least, most=most, deadline=deadline)
     return amounts[through].reshape(more + 1, count).sum(axis=0), amounts[joint], optimal
 
 
-def best(
-    gain: Floats,
-    at_most_zero: sp.csc_array,
-    zero: sp.csc_array | None,
-    seconds: float,
-    *,
-    whole: Bools,
-    least: Ints | int = 0,
-    most: Ints | int = 1,
+def _most_gain(
+    gain: Floats, entries: Entries, lower: Floats, *, least: Floats, most: Any, deadline: float
 ) -> tuple[Ints, bool]:
-    """Amounts with the greatest gain found in ``seconds``, and whether it is sure to be the greatest.
+    """Return the whole amounts (M,) with the greatest gain found in time, and whether it is sure to be the greatest.
 
-    With fractions allowed, the best amounts are found in a fraction of the time, and mostly are whole. Where they are
-    not, what they gain is a bound, and their reduced costs tell of most amounts that another value would fall short of
-    the bound by more than ``SLACK``: those are kept. A solution of the rest that falls short by less is the best; one
-    that does not tells how much has to be left open instead.
-
-    Parameters
-    ----------
-    gain : (M,) log-odds, of one of each
-    at_most_zero, zero : (any, M); what these rows times the amounts have to be
-    whole : (M,) amounts that have to be whole; the others are whole where these are
-    least, most : (M,) or for all; ``least`` is what is given where nothing was found in time
+    The matrix (R, M) of ``entries`` times the amounts has to be from ``lower`` (R,) to 0. If nothing is found in time,
+    ``least`` (M,) is returned.
     """
-    deadline = time.monotonic() + seconds
-    low, high = (np.broadcast_to(np.asarray(bound, dtype=np.float64), gain.shape) for bound in (least, most))
-    problem: dict[str, Any] = {  # the types of which lack sparse arrays
-        "A_ub": at_most_zero,
-        "b_ub": np.zeros(at_most_zero.shape[0]),
-        "A_eq": zero,
-        "b_eq": None if zero is None else np.zeros(zero.shape[0]),
-        "bounds": np.stack([low, high], axis=1),
-        "options": {"time_limit": max(seconds, 0.0)},
-    }
-    relaxed = linprog(-gain, **problem)
-    if relaxed.status == 0 and (np.abs(relaxed.x - np.rint(relaxed.x)) < ROUNDING)[whole].all():
-        return np.rint(relaxed.x).astype(np.int64), True
-
-    constraints = [LinearConstraint(at_most_zero, -np.inf, 0)] + (
-        [] if zero is None else [LinearConstraint(zero, 0, 0)]
-    )
-    found, slack = low, SLACK if relaxed.status == 0 else np.inf
-    while True:
-        bounds = low, high
-        if slack < np.inf:
-            bounds = (
-                np.where(relaxed.upper.marginals < -slack, high, low),
-                np.where(relaxed.lower.marginals > slack, low, high),
-            )
-        result = milp(
-            -gain,
-            integrality=whole.astype(np.int64),
-            bounds=Bounds(*bounds),
-            constraints=constraints,
-            options={"mip_rel_gap": 0, "time_limit": max(deadline - time.monotonic(), 0.0)},
-        )
-        found = found if result.x is None else np.rint(result.x)
-        short = np.inf if result.x is None or slack == np.inf else float(result.fun - relaxed.fun)
-        if result.status == OUT_OF_TIME or slack == np.inf or short <= slack:
-            return found.astype(np.int64), bool(result.status == 0)
-        slack = short + ROUNDING
-
-
-def _matrix(entries: list[tuple[Ints, Ints, int]], shape: tuple[int, int]) -> sp.csc_array:
     row, column = (np.concatenate([entry[k] for entry in entries]) for k in (0, 1))
-    value = np.repeat([float(entry[2]) for entry in entries], [len(entry[0]) for entry in entries])
-    return sp.csc_array((value, (row, column)), shape=shape)
+    value = np.repeat([float(v) for *_, v in entries], [len(r) for r, *_ in entries])
+    matrix = sp.csc_array((value, (row, column)), shape=(len(lower), len(gain)))
+    result = milp(
+        -gain,
+        integrality=np.ones(len(gain), dtype=np.int64),
+        bounds=Bounds(least, most),
+        constraints=LinearConstraint(matrix, lower, 0),
+        options={"mip_rel_gap": 0, "time_limit": max(deadline - time.monotonic(), 0.0)},
+    )
+    amounts = least if result.x is None else np.rint(result.x)
+    return amounts.astype(np.int64), bool(result.status == 0)

@@ -1,376 +1,366 @@
 """``grace-predict``."""
 
-from __future__ import annotations
-
 import hashlib
-import traceback
+import json
+import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities import rank_zero_only
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import RichProgressBar
 from rich.console import Console
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, distributed
 
 from grace_lightning import figures, io
+from grace_lightning.checkpoint import checkpoint_paths
 from grace_lightning.config import build, check_value
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.tasks.common import Config, checkpoint_paths, exit_if_failed, plain, quiet_lightning, short
-from grace_lightning.tasks.predictor import Findings, Predictor, Prepared
-from grace_lightning.tasks.results import (
-    Export,
-    Micrograph,
-    is_done,
-    join_summaries,
-    read_record,
-    settings,
-    write_results,
-)
+from grace_lightning.files import expect_folder, replacing, short, some
+from grace_lightning.predictor import Findings, Predictor, Prepared
+from grace_lightning.tasks.common import Config, each_image, exit_if_failed, expect_keys, plain, quiet_lightning
 
 T = TypeVar("T")
 
-Frame = int | Literal["mean"] | None
+SUMMARY = "filaments.csv"
+"""In the output folder, of all images; in each ``X.grace``, of that image."""
+
+RECORD = "grace_predict"
+"""Under this key ``metadata.json`` says with what an image was done."""
+
+COMPRESSION = 1  # of pictures; the default takes three times as long, for files smaller by a tenth
+
+
+@dataclass(frozen=True)
+class Export:
+    """Which files are written beside ``X.grace``.
+
+    Without a pixel size, segments are one filament width apart and ``.star`` has no track length: RELION then refuses
+    to extract helical segments, rather than to place them wrongly.
+    """
+
+    spacing: float | None = None  # Angstrom between segments, RELION's inter-box distance; None: one filament width
+    box_size: float | None = None  # side of the boxes in ``.cbox``, pixels; None: two filament widths
+    star: bool = True  # helical segments for RELION
+    box: bool = True  # ends for RELION and EMAN
+    cbox: bool = True  # boxes for crYOLO
+    png: bool = True  # a picture
+
+    def __post_init__(self) -> None:
+        for name in ("spacing", "box_size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"export.{name}: {value}, expected a length above 0")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the files that are wanted beside ``X.grace``."""
+        return tuple(f".{name}" for name in ("star", "box", "cbox", "png") if getattr(self, name))
+
+
+ALL_SUFFIXES = Export().suffixes
+
+
+class Micrograph(NamedTuple):
+    """Everything that the files say of an image besides its filaments."""
+
+    name: str
+    file: str
+    size: tuple[int, int]  # rows and columns, pixels
+    picture: Tensor  # (1, h, w) float32, for X.png, of any resolution
+    pixel_size: float | None  # Angstrom
 
 
 def predict(cfg: DictConfig) -> None:
-    """Find the filaments of all micrographs of a folder that have detections; see :mod:`grace_lightning.tasks.results`.
+    """Find the filaments of all micrographs of a folder that have detections.
 
-    Images that fail are named at the end, when the others are done; the exit status is 1 then.
+    Images that fail are named at the end, when the others are done; the exit status is then 1.
     """
     config = plain(cfg)
     quiet_lightning()
     _check(config)
-    out_dir = Path(config["out_dir"])
+    out_dir, overwrite = Path(config["out_dir"]), config["overwrite"]
     export: Export = build(config["export"], "export")
     sources = _find_sources(config, out_dir)
-    predictor = Predictor.from_checkpoint(
-        config["checkpoint"], scale=config["features"]["scale"], link=config.get("link")
-    )
+    predictor = load_predictor(config)
     frame = predictor.frame if config["frame"] is None else config["frame"]
     digests = [_digest(path) for path in checkpoint_paths(config["checkpoint"])]
-    used = settings(
-        export,
-        checkpoint=digests if len(digests) > 1 else digests[0],
-        scale=predictor.scale,
-        link=config.get("link"),
-        frame=frame,
-        pixel_size=config["pixel_size"],
-    )
+    settings = {"checkpoint": digests if len(digests) > 1 else digests[0], "link": config.get("link")}
+    settings |= {"spacing": export.spacing, "box_size": export.box_size, "pixel_size": config["pixel_size"]}
+    settings |= {"scale": predictor.scale, "frame": frame}
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out_dir: {out_dir} cannot be made ({error.strerror})") from error
-    failures, wanted = _left_to_do(sources, out_dir, export, used, config["overwrite"])
+    failures, wanted = _left_to_do(sources, out_dir, export, settings, overwrite)
+    skipped = len(sources) - len(wanted) - len(failures)
 
-    writer = _Writer(out_dir, export, predictor.scale, used, failures)
-    console = Console()
-    trainer: pl.Trainer = build(
-        config["trainer"],
-        "trainer",
-        callbacks=[writer, *([RichProgressBar(leave=False)] if console.is_terminal else [])],
-        enable_progress_bar=console.is_terminal,
-        enable_checkpointing=False,
-        logger=False,
-    )
-    if 0 < len(wanted) < trainer.world_size:
-        raise InputError(
-            f"trainer.devices: {trainer.world_size} processes for {len(wanted)} images, expected an image for each at "
-            "least; set trainer.devices=1"
-        )
+    # Each process has listed the images before any of them writes a result: launching waits for all.
+    keys = ("accelerator", "strategy", "devices", "num_nodes", "precision")
+    fabric = Fabric(**{key: config["trainer"][key] for key in keys if key in config["trainer"]})
     if wanted:
-        images = _Images(wanted, predictor, frame, config["pixel_size"])
-        loader = _Ahead(images, batch_size=1, collate_fn=_only)
-        trainer.predict(_Finder(predictor), loader, return_predictions=False)
-    if trainer.is_global_zero:
-        _report(console, writer, len(sources), len(sources) - len(wanted) - len(failures), len(digests))
+        fabric.launch()
+    predictor = predictor.to(fabric.device)
+    lacking: list[str] = []  # images without a pixel size
+    closed = 0
+
+    def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
+        return *_read(source, predictor, frame, config["pixel_size"]), _record(settings, source)
+
+    def find(name: str, coming: Future[tuple[Micrograph, Prepared, Config]]) -> None:
+        nonlocal closed
+        micrograph, prepared, record = coming.result()
+        with fabric.autocast():
+            findings = predictor.find(prepared)
+        write_results(out_dir, micrograph, findings, export, scale=predictor.scale, record=record)
+        lacking.extend([name] if micrograph.pixel_size is None else [])
+        closed += sum(filament.closed for filament in findings.filaments)
+
+    mine = wanted[fabric.global_rank :: fabric.world_size]
+    quiet = not fabric.is_global_zero
+    failures |= each_image(_read_ahead(mine, read), len(mine), find, doing="predicting", quiet=quiet)
+    parts: list[Any] = [(failures, lacking, closed)] * fabric.world_size
+    if fabric.world_size > 1 and wanted:
+        distributed.all_gather_object(parts, parts[0])
+    if not fabric.is_global_zero:
+        return
+    failures = {name: message for part, _, _ in parts for name, message in part.items()}
+    try:
+        images, filaments = join_summaries(out_dir)
+    except InputError as error:
+        failures[""] = str(error)
+    else:
+        told = f"{images} images, {filaments:,} filaments in {short(out_dir)}"
+        told += f", by {len(digests)} networks together" if len(digests) > 1 else ""
+        told += f" ({skipped} done before, overwrite=true does them anew)" if skipped else ""
+        closed = sum(part[2] for part in parts)
+        told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
+        told += f"; {len(failures)} of {len(sources)} images failed" if failures else ""
+        Console().print(told, highlight=False, soft_wrap=True)
+    lacking = sorted(name for part in parts for name in part[1])
+    if lacking and (export.star or export.cbox):
+        _warn(
+            f"pixel_size is not set, and {len(lacking)} images do not say it: {some(lacking)}; their segments are one "
+            f"filament width ({predictor.scale:g} pixels) apart and .star has no track length, without which RELION "
+            "does not extract helical segments: set pixel_size= (Angstrom) and overwrite=true"
+        )
+    exit_if_failed("grace-predict", failures)
+
+
+def load_predictor(config: Config) -> Predictor:
+    """Return the predictor that ``checkpoint``, ``trust``, ``link`` and ``features.scale`` describe, on the CPU."""
+    for key in ("checkpoint", "trust"):
+        check_value(config[key], str | list[str] | None, key)
+    expect_keys(config, {"checkpoint": "a file such as runs/<run>/model/best.ckpt"})
+    scale, link = config["features"]["scale"], config.get("link")
+    return Predictor.from_checkpoint(config["checkpoint"], scale=scale, link=link, trust=config["trust"])
 
 
 def _check(config: Config) -> None:
-    for key, expected in {
-        "checkpoint": str | list[str] | None,
-        "image_dir": str | None,
-        "detections_dir": str | None,
-        "out_dir": str,
-        "overwrite": bool,
-        "frame": Frame,
-        "pixel_size": float | None,
-    }.items():
+    kinds: Config = {"image_dir": str | None, "detections_dir": str | None, "out_dir": str, "overwrite": bool}
+    kinds |= {"frame": int | Literal["mean"] | None, "pixel_size": float | None}
+    for key, expected in kinds.items():
         check_value(config[key], expected, key)
-    for key, example in {
-        "checkpoint": "a file such as checkpoint=runs/<run>/model/best.ckpt",
-        "image_dir": "the folder of the micrographs",
-    }.items():
-        if config[key] is None or config[key] == []:
-            raise InputError(f"{key} is not set; give {example}")
+    expect_keys(config, {"image_dir": "the folder of micrographs"})
     if config["pixel_size"] is not None and not 0 < config["pixel_size"] < float("inf"):
         raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, above 0")
 
 
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-# ---- which images ---------------------------------------------------------------------------------------------------
+def _warn(message: str) -> None:
+    if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes, the first one says it
+        warnings.warn(message, InputWarning, stacklevel=3)
 
 
 def _find_sources(config: Config, out_dir: Path) -> list[io.Source]:
-    """Images with detections, sorted by name; warns of images without, and of detections without an image."""
+    """Find images with detections, sorted by name; warn of images without, and of detections without an image."""
     image_dir = Path(config["image_dir"])
-    detections_dir = image_dir if config["detections_dir"] is None else Path(config["detections_dir"])
+    detections_dir = Path(config["detections_dir"] or image_dir)
     for key, folder in {"image_dir": image_dir, "detections_dir": detections_dir}.items():
-        io.expect_folder(folder, key)
+        expect_folder(folder, key)
         if out_dir.resolve() == folder.resolve():
-            raise InputError(
-                f"out_dir: {out_dir} is {key} too, where results would replace images, detections or annotations; "
-                "choose another folder"
-            )
-    images = io.find_images(image_dir)
-    every = [io.Source(io.stem(path), path, None, io.find_detections(detections_dir, io.stem(path))) for path in images]
-    sources = [source for source in every if source.detections is not None]
-    names = {source.name for source in every}
+            same = f"{out_dir} is {key} too, where results would replace images, detections or annotations"
+            raise InputError(f"out_dir: {same}; choose another folder")
+    images = {io.stem(path): path for path in io.find_images(image_dir)}
+    found = {name: io.find_detections(detections_dir, name) for name in images}
     files = [path for path in detections_dir.iterdir() if path.suffix in io.DETECTION_SUFFIXES and path.is_file()]
-    alone = sorted(path.name for path in files if path.stem not in names and not path.name.startswith("."))
-    if not sources:
-        found = f"; found {_some(alone)}" if alone else ""
+    alone = sorted(path.name for path in files if path.stem not in images and not path.name.startswith("."))
+    lacking = [name for name, path in found.items() if path is None]
+    if len(lacking) == len(images):
+        suffixes = io.DETECTION_SUFFIXES
         raise InputError(
-            f"{detections_dir}: no detections ({', '.join(io.DETECTION_SUFFIXES)}) for any of the {len(every)} images "
-            f"in {image_dir}, such as {every[0].name}{io.DETECTION_SUFFIXES[0]}{found}"
+            f"{detections_dir}: no detections ({', '.join(suffixes)}) for any of the {len(images)} images in "
+            f"{image_dir}, such as {lacking[0]}{suffixes[0]}" + (f"; found {some(alone)}" if alone else "")
         )
-    lacking = [source.name for source in every if source.detections is None]
     if lacking:
-        _warn(f"{detections_dir}: no detections for {len(lacking)} of {len(every)} images, left out: {_some(lacking)}")
+        _warn(f"{detections_dir}: no detections for {len(lacking)} of {len(images)} images, left out: {some(lacking)}")
     if alone:
-        _warn(f"{detections_dir}: no image for {len(alone)} detection files, left out: {_some(alone)}")
-    return sources
+        _warn(f"{detections_dir}: no image for {len(alone)} detection files, left out: {some(alone)}")
+    return [io.Source(name, images[name], detections=path) for name, path in found.items() if path is not None]
 
 
 def _left_to_do(
-    sources: Sequence[io.Source], out_dir: Path, export: Export, used: Config, overwrite: bool
-) -> tuple[list[_Failure], list[io.Source]]:
-    """Images whose results would replace something else, and those that are to be done."""
-    failures, wanted, changed = [], [], []
+    sources: Sequence[io.Source], out_dir: Path, export: Export, settings: Config, overwrite: bool
+) -> tuple[dict[str, str], list[io.Source]]:
+    """Return why images cannot be done whose results would replace something else, and the images to be done."""
+    failures, wanted, changed = {}, [], []
     for source in sources:
         try:
             record = read_record(out_dir, source.name)
         except InputError as error:
-            failures.append(_Failure(source.name, str(error)))
+            failures[source.name] = str(error)
             continue
         if overwrite or record is None or not is_done(out_dir, source.name, export):
             wanted.append(source)
-        elif record != _record(used, source):
+        elif record != _record(settings, source):
             changed.append(source.name)
     if changed:
         _warn(
             f"{out_dir}: {len(changed)} images were done with another checkpoint, other settings or other input files, "
-            f"and were skipped: {_some(changed)}; overwrite=true does them anew"
+            f"and were skipped: {some(changed)}; overwrite=true does them anew"
         )
     return failures, wanted
 
 
-def _record(used: Config, source: io.Source) -> Config:
-    """What an image's results depend on; files are told by their size and time."""
-    files = {"image": source.image, "detections": source.detections}
-    stats = {key: path.stat() for key, path in files.items() if path is not None}
-    return {**used, **{key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}}
+def _record(settings: Config, source: io.Source) -> Config:
+    """Return everything that an image's results depend on; files are told by their size and time."""
+    assert source.detections is not None
+    stats = {"image": source.image.stat(), "detections": source.detections.stat()}
+    return {**settings, **{key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}}
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, InputWarning, stacklevel=3)
-
-
-# ---- image by image -------------------------------------------------------------------------------------------------
-
-
-class _Failure:
-    """Why an image could not be done; a value, so that the others go on."""
-
-    def __init__(self, name: str, message: str) -> None:
-        self.name, self.message = name, message
-
-    def __str__(self) -> str:
-        return self.message if self.name in self.message else f"{self.name}: {self.message}"
-
-
-class _Item:
-    """An image on its way to the network; no dataclass, as Lightning would copy that field by field."""
-
-    def __init__(self, source: io.Source, micrograph: Micrograph, prepared: Prepared) -> None:
-        self.source, self.micrograph, self.prepared = source, micrograph, prepared
-
-    def to(self, device: torch.device, **_: Any) -> _Item:
-        """The same with its data on ``device``."""
-        return _Item(self.source, self.micrograph, self.prepared.to(device))
-
-
-def _attempt(name: str, step: Callable[[], T]) -> T | _Failure:
-    """What ``step`` returns, or why it failed: a line for the user's mistakes, the traceback of a bug."""
+def _read(
+    source: io.Source, predictor: Predictor, frame: int | str | None, pixel_size: float | None
+) -> tuple[Micrograph, Prepared]:
+    assert source.detections is not None
+    image = io.read_image(source.image, frame=frame)
+    pos, confidence = io.read_points(source.detections)
     try:
-        return step()
+        prepared = predictor.prepare(image, pos, confidence, source.name)
     except InputError as error:
-        # Readers name the key as grace-train has it.
-        return _Failure(name, " ".join(str(error).replace("data.frame", "frame").split()))
-    except OSError as error:
-        return _Failure(name, f"{error.filename or name}: {error.strerror or error}")
-    except Exception:
-        return _Failure(name, f"{name}: a bug, please report it\n{traceback.format_exc()}")
+        raise InputError(f"{source.detections}: {error}") from error
+    pixel_size = io.pixel_size(source.image) if pixel_size is None else float(pixel_size)
+    size, picture = (image.shape[1], image.shape[2]), figures.thumbnail(image)
+    return Micrograph(source.name, source.image.name, size, picture, pixel_size), prepared
 
 
-class _Images(Dataset[_Item | _Failure]):
-    """Images read and prepared, or why they could not be."""
+def _read_ahead(sources: Sequence[io.Source], read: Callable[[io.Source], T]) -> Iterator[tuple[str, Future[T]]]:
+    """Read the next image in a thread while the network, the linker and the disk are busy with one.
 
-    def __init__(
-        self, sources: Sequence[io.Source], predictor: Predictor, frame: Frame, pixel_size: float | None
-    ) -> None:
-        self.sources, self.predictor = sources, predictor
-        self.frame, self.pixel_size = frame, pixel_size
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, index: int) -> _Item | _Failure:
-        source = self.sources[index]
-        return _attempt(source.name, partial(self._read, source))
-
-    def _read(self, source: io.Source) -> _Item:
-        assert source.detections is not None
-        image = io.read_image(source.image, frame=self.frame)
-        table = io.read_detections(source.detections)
-        pos = torch.from_numpy(table[["x", "y"]].to_numpy(np.float32, copy=True))
-        confidence = None
-        if "confidence" in table:
-            confidence = torch.from_numpy(table["confidence"].to_numpy(np.float32, copy=True))
-        micrograph = Micrograph(
-            source.name,
-            source.image.name,
-            (image.shape[1], image.shape[2]),
-            figures.thumbnail(image),
-            io.pixel_size(source.image) if self.pixel_size is None else float(self.pixel_size),
-        )
-        try:
-            prepared = self.predictor.prepare(image, pos, confidence, source.name)
-        except InputError as error:
-            raise InputError(f"{source.detections}: {error}") from error
-        if prepared.duplicates:
-            _warn(
-                f"{source.detections}: {prepared.duplicates} of {len(pos)} detections lie exactly on another one; "
-                "they have its predictions"
-            )
-        return _Item(source, micrograph, prepared)
-
-
-def _only(items: Sequence[T]) -> T:
-    return items[0]
-
-
-class _Ahead(DataLoader[_Item | _Failure]):
-    """Prepares the next image in a thread while the network, the linker and the disk are busy with one.
-
-    A process would have to send 64 MB per micrograph, and could not use the GPU for frozen features.
+    A process would have to send 64 MB per micrograph.
     """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        items = super().__iter__()
-        with ThreadPoolExecutor(1) as thread:
-            coming = thread.submit(next, items, None)
-            while (item := coming.result()) is not None:
-                coming = thread.submit(next, items, None)
-                yield item
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(read, source) for source in sources[:1]]
+        for k, source in enumerate(sources):
+            coming += [thread.submit(read, following) for following in sources[k + 1 : k + 2]]
+            yield source.name, coming.pop(0)
 
 
-class _Finder(pl.LightningModule):
-    """The predictor as a Trainer runs it."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.predictor = predictor
-
-    def predict_step(self, batch: _Item | _Failure, batch_idx: int) -> Findings | _Failure:
-        """Filaments of one image."""
-        if isinstance(batch, _Failure):
-            return batch
-        return _attempt(batch.source.name, partial(self.predictor.find, batch.prepared))
-
-
-class _Writer(pl.Callback):
-    """Writes each image's results as soon as they are there, and keeps nothing of them."""
-
-    def __init__(self, out_dir: Path, export: Export, scale: float, used: Config, failures: list[_Failure]) -> None:
-        self.out_dir, self.export, self.scale, self.used = out_dir, export, scale, used
-        self.failures = failures
-        self.without_pixel_size: list[str] = []
-        self.rings = 0
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: _Item | _Failure,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write one image's results."""
-        done = outputs
-        if isinstance(batch, _Item) and isinstance(outputs, Findings):
-            done = _attempt(batch.source.name, partial(self._write, batch, outputs))
-        if isinstance(done, _Failure):
-            self.failures.append(done)
-
-    def _write(self, item: _Item, findings: Findings) -> None:
-        micrograph, record = item.micrograph, _record(self.used, item.source)
-        write_results(self.out_dir, micrograph, findings, self.export, scale=self.scale, record=record)
-        if micrograph.pixel_size is None:
-            self.without_pixel_size.append(micrograph.name)
-        self.rings += int(findings.filaments.closed.sum())
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let all processes know what failed in any of them."""
-        if trainer.world_size > 1:
-            mine = (self.failures, self.without_pixel_size, self.rings)
-            every: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(every, mine)
-            unique = {failure.name: failure for part in every for failure in part[0]}
-            self.failures = [unique[name] for name in sorted(unique)]
-            self.without_pixel_size = sorted(name for part in every for name in part[1])
-            self.rings = sum(part[2] for part in every)
+def read_record(out_dir: Path, name: str) -> dict[str, Any] | None:
+    """Return with what ``X.grace`` was written, None if there is none; an :class:`InputError` if it is not ours."""
+    folder = out_dir / f"{name}.grace"
+    if not folder.exists():
+        return None
+    record = None
+    with suppress(OSError, ValueError, AttributeError):
+        record = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get(RECORD)
+    if not isinstance(record, dict):
+        raise InputError(f"{folder}: is there already, and grace-predict did not write it; choose another out_dir")
+    return record
 
 
-# ---- at the end -----------------------------------------------------------------------------------------------------
+def is_done(out_dir: Path, name: str, export: Export) -> bool:
+    """Return whether all files of an image that are wanted are there; ``X.grace`` comes last."""
+    return all((out_dir / f"{name}{suffix}").exists() for suffix in (*export.suffixes, ".grace"))
 
 
-def _report(console: Console, writer: _Writer, total: int, skipped: int, networks: int) -> None:
-    """Join the tables, say what was done and, with status 1, what failed."""
-    failures, export = writer.failures, writer.export
+def write_results(
+    out_dir: Path,
+    micrograph: Micrograph,
+    findings: Findings,
+    export: Export,
+    *,
+    scale: float,
+    record: Mapping[str, Any],
+) -> None:
+    """Write all files of an image; none is seen under its name before all are complete.
+
+    If one cannot be written, as on a full disk, this is an :class:`InputError`, and all are as they were.
+
+    ``out_dir`` exists; ``scale`` is the width of a filament, pixels; ``record`` says, plainly, with what it was done.
+    """
+    name = micrograph.name
+    grace, unfinished = f"{name}.grace", out_dir / f".{name}.unfinished"
     try:
-        images, filaments = join_summaries(writer.out_dir)
-    except InputError as error:
-        failures.append(_Failure("", str(error)))
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        unfinished.mkdir()
+        _write_grace(unfinished / grace, micrograph, findings, record)
+        _write_exports(unfinished, micrograph, findings, export, scale)
+        with suppress(FileNotFoundError):
+            (out_dir / grace).rename(unfinished / "replaced")  # so that it is not done as long as files are mixed
+        for suffix in ALL_SUFFIXES:
+            file = f"{name}{suffix}"
+            if suffix in export.suffixes:
+                (unfinished / file).replace(out_dir / file)
+            elif (unfinished / "replaced").exists():
+                (out_dir / file).unlink(missing_ok=True)  # it showed what X.grace was before
+        (unfinished / grace).rename(out_dir / grace)
+    except OSError as error:
+        raise InputError(f"{out_dir / name}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record: Mapping[str, Any]) -> None:
+    io.write_grace(
+        path,
+        findings.graph,
+        metadata={"image_filename": micrograph.name, "pixel_size": micrograph.pixel_size, RECORD: dict(record)},
+        node_prediction=_by_label(findings.node_probability),
+        edge_prediction=_by_label(findings.edge_probability),
+        edge_properties=True,
+        filaments=io.filaments_table(findings.filaments, findings.graph.pos.numpy()),
+    )
+    summary = io.filaments_summary(micrograph.name, findings.filaments, pixel_size=micrograph.pixel_size)
+    summary.to_csv(path / SUMMARY, index=False, float_format="%.7g")
+
+
+def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, export: Export, scale: float) -> None:
+    filaments, stem, pixel_size = findings.filaments, folder / micrograph.name, micrograph.pixel_size
+    if pixel_size is None:
+        table = io.segments(filaments, pixel_size=1.0, spacing=scale).drop(columns="track_length")
     else:
-        before = f" ({skipped} done before, overwrite=true does them anew)" if skipped else ""
-        rings = f"; {writer.rings} closed ones have no ends for .box" if writer.rings and export.box else ""
-        failed = f"; {len(failures)} of {total} images failed" if failures else ""
-        together = f", by {networks} networks together" if networks > 1 else ""
-        done = f"{images} images, {filaments:,} filaments in {short(writer.out_dir)}{together}{before}{rings}{failed}"
-        console.print(done, highlight=False, soft_wrap=True)
-    names = writer.without_pixel_size
-    if names and (export.star or export.cbox):
-        _warn(
-            f"pixel_size is not set, and {len(names)} images do not say it: {_some(names)}; their segments are one "
-            f"filament width ({writer.scale:g} pixels) apart and .star has no track length, without which RELION does "
-            "not extract helical segments: set pixel_size= (Angstrom) and overwrite=true"
-        )
-    exit_if_failed("grace-predict", [str(failure) for failure in failures])
+        table = io.segments(filaments, pixel_size=pixel_size, spacing=export.spacing or scale * pixel_size)
+    if export.star:
+        io.write_star(f"{stem}.star", table, micrograph.file)
+    if export.cbox:
+        io.write_cbox(f"{stem}.cbox", table, box_size=export.box_size or 2 * scale)
+    if export.box:
+        io.write_box_ends(f"{stem}.box", filaments)
+    if export.png:
+        figure = figures.overview(micrograph.picture, micrograph.size, filaments)
+        figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
+
+
+def _by_label(probability: Tensor) -> Tensor:
+    """Return probabilities by :class:`grace_lightning.graph.Label`, (M, 3), from those of the positive one, (M,)."""
+    return torch.stack([1 - probability, probability, torch.zeros_like(probability)], dim=1)
+
+
+def join_summaries(out_dir: Path) -> tuple[int, int]:
+    """Write ``filaments.csv`` of all images that are done; return how many images and filaments these are."""
+    parts = [path.read_text(encoding="utf-8") for path in sorted(out_dir.glob(f"*.grace/{SUMMARY}"))]
+    rows = [row for part in parts for row in part.splitlines(keepends=True)[1:]]
+    with replacing(out_dir / SUMMARY) as unfinished:
+        unfinished.write_text(io.filaments_summary("", []).to_csv(index=False) + "".join(rows), encoding="utf-8")
+    return len(parts), len(rows)

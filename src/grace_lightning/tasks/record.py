@@ -1,46 +1,49 @@
-"""What a run was: enough to do it again, and to see whether two runs saw the same."""
-
-from __future__ import annotations
+"""The record of a run: enough to do it again, whether two saw the same data, and what tells it from other runs."""
 
 import hashlib
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import hparams
 
-from grace_lightning.data import Digests
-from grace_lightning.io import Source
-from grace_lightning.tasks.common import Config, write_json
+from grace_lightning.data import GraceDataModule
+from grace_lightning.errors import InputError
+from grace_lightning.files import one_line, replacing, write_json
+from grace_lightning.legacy import key_of, render
+from grace_lightning.sweeps import flat_metrics
+from grace_lightning.tasks.common import Config
 
 PACKAGES = (
     *("grace-lightning", "torch", "pytorch-lightning", "torch-geometric", "torchmetrics", "torchvision", "timm"),
     *("hydra-core", "omegaconf", "numpy", "scipy", "pandas", "pyarrow", "h5py", "scikit-image", "mrcfile", "tifffile"),
 )
-"""Those whose version may change a result."""
+"""Packages whose version may change a result."""
 
 
-def write_record(config: Config, run_dir: Path, data: Mapping[str, Any]) -> None:
+def write_record(config: Config, run_dir: Path, datamodule: GraceDataModule) -> None:
     """Write ``config.yaml``, the resolved configuration, and ``run.json``: command, versions, git states, data.
 
-    Parameters
-    ----------
-    config : plain containers
-    run_dir : the run folder
-    data : see :func:`describe_data`
+    ``datamodule`` has read all images.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    part = run_dir / "config.yaml.part"
-    part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    part.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as unfinished:
+        unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    data = {
+        name: _described({source.name: datamodule.digests[source] for source in part})
+        for name, part in datamodule.sources.items()
+    }
     record = {
         "command": shlex.join(sys.argv),
         "folder": str(Path.cwd()),
@@ -49,59 +52,16 @@ def write_record(config: Config, run_dir: Path, data: Mapping[str, Any]) -> None
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "git": {"folder": git_state(Path.cwd()), "grace-lightning": git_state(Path(__file__).parent, Path(__file__))},
-        "data": dict(data),
+        "git": {"folder": git_state(Path.cwd()), "grace-lightning": git_state(Path(__file__))},
+        "data": data,
     }
     write_json(run_dir / "run.json", record)
 
 
-def describe_data(sources: Mapping[str, Sequence[Source]], digests: Digests) -> dict[str, Any]:
-    """By set a hash of all its images, whatever their order, and of each by name."""
-
-    def describe(images: Mapping[str, str]) -> dict[str, Any]:
-        lines = "".join(f"{name} {digest}\n" for name, digest in sorted(images.items()))
-        return {"hash": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(), "images": dict(images)}
-
-    return {name: describe({s.name: digests.known[s] for s in part}) for name, part in sources.items()}
-
-
-def resume_command(checkpoint: str) -> str:
-    """What to type to go on from a checkpoint: the overrides of this run, and no others."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [word for word in overrides if word.partition("=")[0].lstrip("+") != "ckpt_path"]
-    return shlex.join(["grace-train", f"ckpt_path={_quoted(checkpoint)}", *kept])
-
-
-def _quoted(value: str) -> str:
-    """A value as Hydra's command line takes it."""
-    if all(letter.isalnum() or letter in "/._-:" for letter in value):
-        return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def git_state(folder: Path, tracked: Path | None = None) -> dict[str, Any] | None:
-    """Commit of the repository that ``folder`` lies in, and whether files differ from it; None outside of any.
-
-    Parameters
-    ----------
-    folder : anywhere in the repository
-    tracked : None as well, unless the repository has this file: an installed package may lie in another's folder
-    """
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None or (tracked is not None and _git(folder, "ls-files", "--error-unmatch", str(tracked)) is None):
-        return None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "changed": changes.splitlines() if changes is not None else None}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip("\n") if done.returncode == 0 else None
+def _described(images: Mapping[str, str]) -> dict[str, Any]:
+    """Return a hash of all images of a set, whatever their order, and of each by name."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(images.items()))
+    return {"hash": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(), "images": dict(images)}
 
 
 def _version(name: str) -> str | None:
@@ -109,3 +69,96 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def git_state(path: Path) -> dict[str, Any] | None:
+    """Return the commit of the repository that has ``path``, and which files differ; None outside of any.
+
+    A file must be tracked: an installed package may lie in the folder of another repository.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(path if path.is_dir() else path.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip("\n")
+
+    try:
+        if path.is_file():
+            git("ls-files", "--error-unmatch", path.name)
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "changed": changes.splitlines()}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def resume_command(checkpoint: str) -> str:
+    """Return the command that goes on from a checkpoint: with the overrides of this run, and no others."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [word for word in overrides if word.partition("=")[0].lstrip("+") != "ckpt_path"]
+    plain = all(letter.isalnum() or letter in "/._-:" for letter in checkpoint)
+    given = checkpoint if plain else render(checkpoint)
+    return shlex.join(["grace-train", f"ckpt_path={given}", *kept])
+
+
+COMPARED = {"average_precision": "AP", "f1": "F1", "f1_50": "F1_50", "mean_best_iou": "IoU"}
+"""Metrics that are logged beside the objective, by the ends of their names, and how they are called there."""
+
+NOT_SHOWN = (
+    *("experiment", "log_dir", "run_dir", "objective", "callbacks", "logger", "ckpt_path", "config_file"),
+    *("data.simulation", "seed"),
+)
+"""How keys begin that say nothing about the network, or are shown anyway; nor are keys shown that end with ``_dir``."""
+
+
+def log_hyperparameters(trainer: pl.Trainer, config: dict[str, Any]) -> None:
+    """Give the hyperparameters to all loggers, before training.
+
+    TensorBoard gets them in a file, and shows them once :func:`log_best_metrics` has been called. An
+    :class:`InputError` says that a service does not know the user, or cannot be reached.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.hparams.update(hyperparameters(config))  # written to hparams.yaml
+            continue
+        try:
+            _ = logger.experiment  # type: ignore[attr-defined]  # services ask now who is there
+        except Exception as error:  # whatever a library raises
+            found = f"logger: {type(logger).__name__} does not start ({one_line(error)})"
+            raise InputError(f"{found}; logger=tensorboard or csv needs nobody") from error
+        logger.log_hyperparams(hyperparameters(config))
+
+
+def log_best_metrics(trainer: pl.Trainer, config: dict[str, Any], results: dict[str, Any]) -> None:
+    """Log how good the best checkpoint is, after training, and what TensorBoard needs to list the run in HParams.
+
+    Of ``results``, by set as ``grace-train`` returns them, the objective and :data:`COMPARED` are logged, such as
+    ``best/AP_valid_edge``. No curve has such a name, and the first five are those that TensorBoard shows at once.
+    """
+    metrics = {}
+    for name, value in flat_metrics(results).items():
+        part, score = name.split("_", 1)
+        if value is not None and (score in COMPARED or name == config["objective"]):
+            metrics[f"best/{COMPARED.get(score, score)}_{part.replace('/', '_')}"] = value
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=max(trainer.current_epoch - 1, 0))
+        if isinstance(logger, TensorBoardLogger):
+            # The first of three summaries is the experiment: TensorBoard would show this run's columns for all runs.
+            _, *session = hparams(hyperparameters(config), {})  # type: ignore[no-untyped-call]  # torch's has no types
+            writer = FileWriter(logger.log_dir)
+            for summary in session:
+                writer.add_summary(summary)
+            writer.close()
+        logger.save()
+
+
+def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the seed, the options of three groups, and what the command line set, but for :data:`NOT_SHOWN`."""
+    shown: dict[str, Any] = {"seed": str(config["seed"])}  # as text: no quantity, and TensorBoard would show 0.0000
+    if not HydraConfig.initialized():  # called from Python, without a command line
+        return shown
+    hydra = HydraConfig.get()
+    choices, values = hydra.runtime.choices, OmegaConf.create(config)
+    for key in ("model", "features", "augment", *map(key_of, hydra.overrides.task)):
+        if not key.startswith(NOT_SHOWN) and not key.endswith("_dir"):
+            value = choices[key] if key in choices else OmegaConf.select(values, key)
+            shown[key] = value if isinstance(value, bool | int | float | str) else str(value).replace("None", "null")
+    return shown

@@ -1,7 +1,5 @@
 """``grace-simulate``."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 from rich.console import Console
 

@@ -1,0 +1,222 @@
+"""Checkpoints: read without running anything in them, made into modules and linkers, gone on from."""
+
+import inspect
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from grace_lightning.config import build
+from grace_lightning.errors import InputError
+from grace_lightning.features import Features
+from grace_lightning.files import replacing
+from grace_lightning.link import Linker
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule
+
+Config = dict[str, Any]
+
+Checkpoints = str | Path | Sequence[str | Path]
+"""One checkpoint, or several whose networks predict together; a folder stands for the checkpoints of the runs in it."""
+
+BEST = Path("model", "best.ckpt")
+"""Where a run's folder has its best checkpoint."""
+
+OWN = "grace_lightning"
+"""The package whose classes a checkpoint's configuration may name; the user may trust others."""
+
+
+def checkpoint_paths(given: Checkpoints) -> list[Path]:
+    """Return the files of checkpoints: of files, folders of runs, and folders of sweeps."""
+    files: list[Path] = []
+    for path in map(Path, [given] if isinstance(given, str | Path) else given):
+        found = [path / BEST] if (path / BEST).is_file() else sorted(path.glob(f"*/{BEST.as_posix()}"))
+        if path.is_dir() and not found:
+            raise InputError(f"{path}: no checkpoint in it, expected a run's folder with {BEST}, or that of a sweep")
+        files += found if path.is_dir() else [path]
+    return files
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's content; refuse a file that is missing, damaged, or no checkpoint of this package."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; a run keeps its own in <run folder>/model/best.ckpt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it holds more than numbers and text, which is never loaded"
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is it one of grace-train?") from error
+    except Exception as error:  # torch raises whatever zip and pickle raise
+        reason = _first_line(error)
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); is the file complete?") from error
+    if not (isinstance(content, dict) and CHECKPOINT_KEY in content and isinstance(content.get("state_dict"), dict)):
+        raise InputError(f"{path}: not a checkpoint of grace-train (it has no '{CHECKPOINT_KEY}' and 'state_dict')")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def load_module(path: str | Path, scale: float | None = None, trust: Sequence[str] = ()) -> GraceModule:
+    """Make the trained module of a checkpoint, ready to predict; see :meth:`Predictor.from_checkpoint`."""
+    checkpoint = read_checkpoint(path)
+    config = checkpoint[CHECKPOINT_KEY]
+    for key in ("features", "model", "module", "data", "link"):
+        if not isinstance(config, dict) or not isinstance(config.get(key), dict):
+            raise InputError(f"{path}: its configuration has no {key}; was it made by another version?")
+        _expect_trusted(config[key], f"{path}: {key}", (OWN, *trust))
+    config, state = upgraded(config, checkpoint["state_dict"])
+    if scale is not None:
+        for key in ("features", "link"):
+            config[key] |= {"scale": scale} if "scale" in config[key] else {}
+    try:
+        features = build(config["features"], "features")
+        module = build_module({**config, "optimizer": None, "scheduler": None}, features)
+    except InputError:
+        raise
+    except Exception as error:  # a configuration that nobody trained with fails in any way
+        reason = _first_line(error)
+        raise InputError(f"{path}: nothing can be built from its configuration ({reason}); was it changed?") from error
+    module.config = config
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: its weights do not fit its configuration; is it of another version?") from error
+    return module.eval()
+
+
+def build_module(config: Config, features: Features, augment: Callable[[Tensor], Tensor] | None = None) -> GraceModule:
+    """Make the module that a resolved configuration describes."""
+    sizes = {"node_features": features.node_features, "edge_features": features.edge_features}
+    module: GraceModule = build(
+        config["module"],
+        "module",
+        features=features,
+        network=build(config["model"], "model", **sizes),
+        optimizer=build(config["optimizer"], "optimizer"),
+        scheduler=build(config["scheduler"], "scheduler"),
+        config=config,
+        augment=augment,
+    )
+    return module
+
+
+def build_linker(node: Config | None, trained: Config) -> Linker:
+    """Make the linker that ``node`` describes or, if it is empty, the linker of the checkpoint's configuration."""
+    if not node:
+        node = trained["link"]
+    elif "scale" in node and node["scale"] is None:
+        node = {**node, "scale": trained["features"]["scale"]}
+    linker: Linker = build(node, "link")
+    return linker
+
+
+def same_in_all(configs: Sequence[Config], key: str, hint: str) -> Any:
+    """Return the value that the configurations of all checkpoints have at ``group.key``, None if it is missing."""
+    group, name = key.split(".")
+    values = [config[group].get(name) for config in configs]
+    if any(value != values[0] for value in values):
+        found = ", ".join("null" if value is None else str(value) for value in values)
+        raise InputError(f"checkpoint: trained with different {key}, {found}: {hint}")
+    return values[0]
+
+
+def _expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:
+    """Refuse a configuration that names anything but classes of trusted packages, or refers to other values.
+
+    A prefix alone would not do: ``grace_lightning.cli.os.system`` is a name as well.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise InputError(f"{where} has {node!r}, expected plain values only")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _expect_trusted(value, where, packages)
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    target, found = node["_target_"], None
+    if isinstance(target, str) and _is_of(target, packages):
+        module, _, name = target.rpartition(".")
+        with suppress(ImportError):
+            found = getattr(import_module(module), name, None)
+    if not (inspect.isclass(found) and _is_of(found.__module__, packages)):
+        expected = f"expected classes of {' and '.join(packages)} only; if you trust its package, trust=PACKAGE"
+        raise InputError(f"{where} names {target!r}, {expected}")
+
+
+def _is_of(name: str, packages: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+RENAMED_HEADS = {"link": "same_filament", "second": "two_filaments", "third": "three_filaments"}
+GONE_KEYS = {
+    "link": ("end_weight", "share_cost", "share_weight", "max_edge_gain", "max_node_gain"),
+    "data": ("max_candidate",),
+}
+
+
+def upgraded(config: Config, state: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Return the configuration and the weights of a checkpoint under the names that they have in this version."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    for group, keys in GONE_KEYS.items():
+        for key in keys:
+            config[group].pop(key, None)
+    for group in ("model", "features"):
+        if "width" in config[group]:
+            config[group]["hidden"] = config[group].pop("width")
+    for old, new in RENAMED_HEADS.items():
+        if f"{old}_weight" in config["module"]:
+            config["module"][f"{new}_weight"] = config["module"].pop(f"{old}_weight")
+
+    def renamed(name: str) -> str:
+        if str(config["model"].get("_target_")).endswith(".GAT"):
+            name = name.replace(".conv.conv.", ".conv.")
+        return re.sub(
+            r"^network\.(\w+)_head\.", lambda match: f"network.heads.{RENAMED_HEADS.get(match[1], match[1])}.", name
+        )
+
+    return config, {renamed(name): value for name, value in state.items()}
+
+
+def whole_epochs(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many epochs a checkpoint has had."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def resume(path: str | Path, config: Config, folder: Path) -> Path:
+    """Prepare a run of ``config`` to go on from a checkpoint; return the file in its own ``folder`` to go on from.
+
+    The best checkpoint beside it is taken along, so that the new run's own is the best of both: Lightning keeps their
+    places in the checkpoint, which become those of the new run.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    trained = checkpoint[CHECKPOINT_KEY]
+    for key in ("model", "features"):
+        if trained[key] != config[key]:
+            raise InputError(f"ckpt_path: {path} was trained with {key} {trained[key]}, this run has {config[key]}")
+    limit, epochs = config["trainer"].get("max_epochs"), whole_epochs(checkpoint)
+    if limit not in (None, -1) and epochs > limit:
+        raise InputError(f"trainer.max_epochs: {limit}, but {path} has had {epochs} epochs; give that many or more")
+    own = folder / "last.ckpt"
+    if getattr(rank_zero_only, "rank", 0) != 0:  # the first process has written it, if the disk is shared
+        return own if own.is_file() else path
+    for state in checkpoint.get("callbacks", {}).values():
+        if state.get("best_model_path"):
+            best = path.with_name(Path(state["best_model_path"]).name)
+            if best.is_file() and best.parent.resolve() != folder.resolve():
+                with replacing(folder / best.name) as unfinished:
+                    shutil.copyfile(best, unfinished)
+            moved = {"dirpath": str(folder.resolve()), "last_model_path": str(own.resolve())}
+            moved |= dict.fromkeys(("best_model_path", "kth_best_model_path"), str(folder.resolve() / best.name))
+            state |= moved | {"best_k_models": {moved["best_model_path"]: state["best_model_score"]}}
+    with replacing(own) as unfinished:
+        torch.save(checkpoint, unfinished)
+    return own

@@ -1,0 +1,411 @@
+"""From annotation folders to batches of graphs."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from grace_lightning.augment import Augmentation
+from grace_lightning.errors import InputError
+from grace_lightning.files import expect_folder
+from grace_lightning.flatten import flattened
+from grace_lightning.graph import (
+    EDGE_HEADS,
+    NODE_HEADS,
+    Connection,
+    Label,
+    Sample,
+    edge_geometry,
+    encode_geometry,
+    subgraphs,
+)
+from grace_lightning.io import Source, find_sources, read_sample
+
+Hops = int | Literal["whole"]
+
+
+class GraphData(Data):
+    """An image with its graph as the network takes it, or a batch of images.
+
+    Holds ``pixels`` (all images in one row), ``pos`` (N, 2), ``edge_index`` (2, E) with each undirected edge once,
+    ``edge_attr`` (E, 15), see :func:`grace_lightning.graph.encode_geometry`, ``node_label`` (N, 4) and ``edge_label``
+    (E, 2), see :class:`grace_lightning.graph.Graph`. If the network is to see neighbourhoods, also the ``member_*`` of
+    :class:`grace_lightning.graph.Subgraphs`.
+    """
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if key in ("member_node", "member_centre"):
+            return self.num_nodes
+        if key == "member_edges":
+            return len(self.member_node)
+        if key == "member_edge":
+            return self.edge_index.shape[1]
+        return super().__inc__(key, value, *args, **kwargs)
+
+    def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return 1 if key == "member_edges" else super().__cat_dim__(key, value, *args, **kwargs)
+
+    @property
+    def has_subgraphs(self) -> bool:
+        """Whether the network sees the neighbourhood of each node instead of the whole graph."""
+        return "member_node" in self
+
+    # Plain values, not tensors: asking a GPU for them would make it wait.
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images."""
+        return self._by_image("name")
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seed that the augmentation of each image was drawn with."""
+        return [seed for (seed,) in self._by_image("seed")]
+
+    @property
+    def num_counted(self) -> int:
+        """Number of images that count, see :class:`Pick`."""
+        return sum(counted for (counted,) in self._by_image("counted"))
+
+    def _by_image(self, key: str) -> list[Any]:
+        return self[key] if "ptr" in self else [self[key]]  # a batch has a list of what a single graph has
+
+    def images(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return of each image its pixels (1, H, W), positions (n, 2), and edges (2, e) numbered within the image."""
+        shapes, sizes = self._by_image("image_shape"), self._by_image("graph_size")
+        pixels = torch.split(self.pixels, [height * width for height, width in shapes])
+        pos = torch.split(self.pos, [nodes for nodes, _ in sizes])
+        edges = torch.split(self.edge_index, [edges for _, edges in sizes], dim=1)
+        first = accumulate((nodes for nodes, _ in sizes), initial=0)
+        parts = zip(pixels, shapes, pos, edges, first, strict=False)
+        return [(image.view(1, *shape), points, ends - start) for image, shape, points, ends, start in parts]
+
+    def label(self, head: str) -> Tensor:
+        """Return the labels of one head, (N,) or (E,) int64."""
+        if head in NODE_HEADS:
+            return self.node_label[:, NODE_HEADS.index(head)]  # type: ignore[no-any-return]
+        return self.edge_label[:, EDGE_HEADS.index(head)]  # type: ignore[no-any-return]
+
+
+def graph_data(
+    sample: Sample, num_hops: Hops = "whole", connection: Connection = "spiderweb", seed: int = 0
+) -> GraphData:
+    """Return a sample, its image flattened and augmented with ``seed``, as the network takes it.
+
+    ``num_hops`` is the size of the neighbourhood that the network sees around each node, or ``whole``.
+    """
+    graph = sample.graph
+    data = GraphData(
+        pixels=sample.image.flatten(),
+        image_shape=tuple(sample.image.shape[1:]),
+        edge_index=graph.edges,
+        edge_attr=encode_geometry(edge_geometry(graph.pos, graph.edges)),
+        node_label=graph.node_label,
+        edge_label=graph.edge_label,
+        pos=graph.pos,
+        num_nodes=graph.num_nodes,
+        name=sample.name,
+        graph_size=(graph.num_nodes, graph.num_edges),
+        counted=(1,),
+        seed=(seed,),
+    )
+    if num_hops != "whole":
+        parts = subgraphs(graph.edges, graph.num_nodes, num_hops=num_hops, connection=connection)
+        data.member_centre, data.member_node = parts.centre, parts.node
+        data.member_edges, data.member_edge = parts.edges, parts.edge
+    return data
+
+
+# The order of images and the draws of their augmentation depend on seed and epoch alone, not on the number of processes
+# that prepare samples or train, nor on a stop in between.
+
+
+class Pick(NamedTuple):
+    """One access to an image."""
+
+    image: int  # index in its set
+    seed: int  # of the augmentation
+    counts: bool = True  # False if the image comes a second time, so that all processes take as many steps
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed of 56 bits that depends on all ``parts``."""
+    return int.from_bytes(hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=7).digest(), "big")
+
+
+@contextmanager
+def drawing_by(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator for a while; afterwards it is as it was before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """The images of an epoch for one process of several.
+
+    Together, a step of R processes with B images each takes the images that a step of one process with R * B takes.
+
+    ``epoch`` returns the number of the epoch that begins. If ``shuffle``, each has another order, else the dataset's.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        seed: int,
+        epoch: Callable[[], int] = lambda: 0,
+        shuffle: bool = False,
+        processes: int = 1,
+        rank: int = 0,
+    ) -> None:
+        # Lightning leaves loaders alone that have a DistributedSampler.
+        super().__init__(dataset, processes, rank, shuffle=shuffle, seed=seed)
+        self.images = len(dataset)  # type: ignore[arg-type]
+        self.current = epoch
+
+    def __iter__(self) -> Iterator[Pick]:
+        # Not set_epoch: processes that prepare samples are given work before Lightning calls it in a resumed run.
+        epoch = self.current()
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            order = torch.randperm(self.images, generator=generator).tolist()
+        else:
+            order = list(range(self.images))
+        for position in range(self.rank, self.total_size, self.num_replicas):
+            index = order[position % self.images]
+            yield Pick(index, seed_of(self.seed, epoch, index), counts=position < self.images)
+
+
+class GraceDataset(Dataset[GraphData]):
+    """Annotated images with their graphs; ``read`` returns the sample of a source, its image flattened.
+
+    Augmentation is drawn anew at every access, or with ``views`` is one of so many fixed ones of each image (by
+    ``seed``), so that a frozen network sees each but once. ``hops`` are of :func:`graph_data`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        read: Callable[[Source], Sample],
+        augment: Augmentation | None = None,
+        *,
+        views: int | None = None,
+        seed: int = 0,
+        **hops: Any,
+    ) -> None:
+        self.sources, self.read = sources, read
+        self.augment, self.views, self.seed = augment, views, seed
+        self.as_data: Callable[..., GraphData] = partial(graph_data, **hops)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample without augmentation."""
+        return self.read(self.sources[index])
+
+    def graph(self, index: int) -> GraphData:
+        """Return the graph without augmentation."""
+        return self.as_data(self.sample(index))
+
+    def __getitem__(self, pick: Pick) -> GraphData:
+        sample, seed = self.sample(pick.image), pick.seed
+        if self.views:
+            with drawing_by(seed):
+                seed = seed_of(self.seed, sample.name, int(torch.randint(self.views, ())))
+        if self.augment:
+            with drawing_by(seed):
+                sample = self.augment.sample(sample)
+        data = self.as_data(sample, seed=seed)
+        if not pick.counts:
+            data.counted = (0,)
+            data.node_label = torch.full_like(data.node_label, Label.UNKNOWN)
+            data.edge_label = torch.full_like(data.edge_label, Label.UNKNOWN)
+        return data
+
+
+class GraceDataModule(pl.LightningDataModule):
+    """Training, validation and inference images: three folders, or one that is split.
+
+    Parameters
+    ----------
+    sigma : pixels, see :func:`grace_lightning.flatten.flattened`; given at run time, as the features ask for it
+    augment, views : of the training set, see :class:`GraceDataset`; given at run time
+    train_image_dir, valid_image_dir, infer_image_dir : folders of images; inference may be left out
+    train_grace_dir, valid_grace_dir, infer_grace_dir : folders of ``X.grace``; None: the image folder
+    image_dir, grace_dir : one folder to split instead
+    split : fractions of training, validation and inference images
+    seed : of the split, the order of the images, their augmentation, and the views
+    batch_size, num_workers : images in a step of each process, and how many further processes prepare samples
+    frame : what to take of a stack: an index or ``mean``
+    keep_node_unknown_labels, keep_edge_unknown_labels : leave UNKNOWN out of loss and metrics; else it is negative
+    num_hops : the network sees this neighbourhood of each node, or the ``whole`` graph
+    connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
+    cache_gib : GiB of memory for samples that are kept between epochs
+    simulation : called first; makes the folders
+    """
+
+    def __init__(
+        self,
+        sigma: float | None = None,
+        augment: Augmentation | None = None,
+        views: int | None = None,
+        train_image_dir: str | None = None,
+        train_grace_dir: str | None = None,
+        valid_image_dir: str | None = None,
+        valid_grace_dir: str | None = None,
+        infer_image_dir: str | None = None,
+        infer_grace_dir: str | None = None,
+        image_dir: str | None = None,
+        grace_dir: str | None = None,
+        split: Sequence[float] = (0.7, 0.15, 0.15),
+        seed: int = 0,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        frame: int | Literal["mean"] | None = None,
+        keep_node_unknown_labels: bool = False,
+        keep_edge_unknown_labels: bool = False,
+        num_hops: Hops = "whole",
+        connection: Connection = "spiderweb",
+        cache_gib: float = 4.0,
+        simulation: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data.batch_size: {batch_size}, expected 1 image or more")
+        if num_hops != "whole" and num_hops < 1:
+            raise InputError(f"data.num_hops: {num_hops}, expected 1 or more, or 'whole'")
+        self.sigma, self.augment, self.views = sigma, augment, views
+        self.folders = {
+            "train": (train_image_dir, train_grace_dir),
+            "valid": (valid_image_dir, valid_grace_dir),
+            "infer": (infer_image_dir, infer_grace_dir),
+        }
+        self.image_dir, self.grace_dir = image_dir, grace_dir
+        self.split, self.seed = split, seed
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.read_files = partial(
+            read_sample,
+            frame=frame,
+            keep_node_unknown_labels=keep_node_unknown_labels,
+            keep_edge_unknown_labels=keep_edge_unknown_labels,
+        )
+        self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
+        self.simulation = simulation
+        self.kept: dict[Source, Sample] = {}
+        self.room = cache_gib * 2**30
+        self.sources: dict[str, list[Source]] = {}
+        self.digests: dict[Source, str] = {}
+        """Hashes of the samples that were read: of pixels, points, edges, labels and annotation, not of files."""
+
+    def prepare_data(self) -> None:
+        if self.simulation is not None:
+            self.simulation()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the files: of all sets for ``fit``, of the inference images for ``predict``."""
+        if self.sources:
+            return
+        given = [f"data.{name}_image_dir" for name, (folder, _) in self.folders.items() if folder is not None]
+        if self.image_dir is not None:
+            if given:
+                raise InputError(f"data.image_dir and {given[0]} are both set; give one folder to split, or one each")
+            self.sources = split_sources(_find(self.image_dir, self.grace_dir), self.split, self.seed)
+            return
+        for name in ("train", "valid") if stage == "fit" else ("infer",):
+            if self.folders[name][0] is None:
+                raise InputError(f"data.{name}_image_dir is not set; give the folder of the {name} images")
+        self.sources = {
+            name: _find(folder, grace, f"{name}_") if folder is not None else []
+            for name, (folder, grace) in self.folders.items()
+            if stage == "fit" or name == "infer"
+        }
+
+    def dataset(self, name: str, *, augmented: bool = False) -> GraceDataset:
+        """Return the images of ``train``, ``valid`` or ``infer``."""
+        augment = self.augment if augmented else None
+        return GraceDataset(self.sources[name], self._read, augment, views=self.views, seed=self.seed, **self.hops)
+
+    def _read(self, source: Source) -> Sample:
+        """Return a sample with its image flattened, and keep it as long as there is room."""
+        if source in self.kept:
+            return self.kept[source]
+        sample = self.read_files(source)
+        if source not in self.digests:
+            self.digests[source] = _digest(sample)
+        annotation = sample.annotation
+        if annotation is not None:  # in two bytes, if the numbers and those of as many pasted copies fit
+            annotation = annotation.to(torch.int16 if annotation.max() < 2**14 else torch.int32)
+        sample = sample.replace(image=flattened(sample.image, self.sigma), annotation=annotation)
+        tensors = [sample.image, sample.annotation, *vars(sample.graph).values()]
+        size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        if size <= self.room:
+            self.room -= size
+            self.kept[source] = sample
+        return sample
+
+    def _loader(self, name: str, *, training: bool = False) -> DataLoader:
+        """Return batches of this process' share of a set."""
+        dataset = self.dataset(name, augmented=training)
+        processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=EpochSampler(dataset, self.seed, self._epoch, training, processes, rank),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # its own: what a loader draws is not to shift what dropout draws
+        )
+
+    def _epoch(self) -> int:
+        # Whole epochs, also in a resumed run, of which ``current_epoch`` is known only once it has begun. Lightning
+        # declares the count as its base class, which has no ``processed``.
+        return int(self.trainer.fit_loop.epoch_progress.current.processed) if self.trainer else 0  # type: ignore[attr-defined]
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("valid")
+
+
+def _digest(sample: Sample) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in {"image": sample.image, "annotation": sample.annotation, **vars(sample.graph)}.items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _find(folder: str, grace: str | None, prefix: str = "") -> list[Source]:
+    """Find the annotated images of a folder; a missing folder is named with its key."""
+    for kind, path in (("image", folder), ("grace", grace)):
+        if path is not None:
+            expect_folder(path, f"data.{prefix}{kind}_dir")
+    return find_sources(folder, grace)
+
+
+def split_sources(sources: Sequence[Source], split: Sequence[float], seed: int) -> dict[str, list[Source]]:
+    """Deal two images or more at random to training, validation and inference, by three fractions that add up to 1.
+
+    Training and validation get one image at least.
+    """
+    if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
+        raise InputError(f"data.split: {list(split)}, expected three fractions that add up to 1")
+    if len(sources) < 2:
+        raise InputError(f"data.image_dir: {len(sources)} annotated image, expected 2 or more to split")
+    order = torch.randperm(len(sources), generator=torch.Generator().manual_seed(seed)).tolist()
+    infer = min(round(split[2] * len(sources)), len(sources) - 2)
+    valid = min(max(1, round(split[1] * len(sources))), len(sources) - infer - 1)
+    bounds = {"valid": (0, valid), "infer": (valid, valid + infer), "train": (valid + infer, len(sources))}
+    return {name: sorted((sources[k] for k in order[a:b]), key=lambda s: s.name) for name, (a, b) in bounds.items()}
