@@ -88,8 +88,8 @@ def _prepare_process() -> None:
     warnings.showwarning = _show_warning
     # PyTorch Geometric and torchmetrics still use what newer torch calls deprecated: nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*is deprecated.*", module="torch")
-    # pandas may bring numexpr, which greets at every start; Optuna brings alembic, which lists its plugins
-    for name in ("numexpr", "alembic"):
+    # pandas may bring numexpr, which greets at every start; alembic of Optuna lists its plugins, matplotlib its fonts
+    for name in ("numexpr", "alembic", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Threads that wait for others sleep, not spin: on shared cores a run takes a sixth of the processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
