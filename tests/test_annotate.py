@@ -24,7 +24,7 @@ from grace_lightning.io import (
     read_mask,
     write_detections,
 )
-from grace_lightning.ridges import RidgeDetector, spaced
+from grace_lightning.ridges import RidgeDetector
 from grace_lightning.simulate import Simulator, image_generator
 from grace_lightning.tasks.annotate import annotate_folder
 
@@ -342,14 +342,6 @@ def test_a_blank_image_has_no_detections(image):
     found = RidgeDetector()(image)
     assert len(found) == 0
     assert list(found.columns) == ["x", "y", "confidence"]
-
-
-def test_rows_of_pixels_are_cut_into_equal_pieces_each_on_its_own():
-    row, column = np.repeat([0, 5], 40), np.tile(np.arange(40), 2)
-    chosen = spaced(row, column, spacing=10.0, shortest=5.0)
-    assert row[chosen].tolist() == [0] * 4 + [5] * 4
-    assert column[chosen].tolist() == [4, 14, 24, 34] * 2
-    assert spaced(row, column, spacing=10.0, shortest=50.0).tolist() == []
 
 
 @pytest.fixture(scope="module")

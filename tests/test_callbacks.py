@@ -154,6 +154,11 @@ class TestEarlyStopping:
             fit(Toy(), stopping(patience=1), folder=tmp_path, resumed=resumed)
             assert read(tmp_path / "last.ckpt")["epoch"] == 1
 
+    def test_epochs_without_a_limit_do_not_count(self, tmp_path):
+        fit(Toy(), stopping(), folder=tmp_path)
+        fit(Toy(), stopping(patience=2), folder=tmp_path, resumed=tmp_path / "last.ckpt", epochs=9)
+        assert read(tmp_path / "last.ckpt")["epoch"] == 5
+
 
 class TestSignals:
     @pytest.mark.parametrize("number", callbacks.SIGNALS)

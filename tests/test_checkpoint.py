@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grace_lightning import Predictor
-from grace_lightning.checkpoint import checkpoint_paths
+from grace_lightning.checkpoint import CHECKPOINT_KEY, checkpoint_paths, read_checkpoint, resume
 from grace_lightning.errors import InputError
 
 
@@ -102,3 +102,12 @@ def test_a_folder_stands_for_the_checkpoints_of_the_runs_in_it(checkpoint, tmp_p
     assert len(checkpoint_paths([str(tmp_path / "sweep"), checkpoint])) == 3
     with pytest.raises(InputError, match=r"2: no checkpoint in it, expected a run's folder with model/best.ckpt"):
         checkpoint_paths(tmp_path / "sweep" / "2")
+
+
+def test_a_run_goes_on_without_the_best_checkpoint(checkpoint, tmp_path):
+    content = read_checkpoint(checkpoint)
+    for state in content["callbacks"].values():
+        state |= {"best_model_path": "gone/best.ckpt"} if "best_model_path" in state else {}
+    torch.save(content, tmp_path / "last.ckpt")
+    resumed = read_checkpoint(resume(tmp_path / "last.ckpt", content[CHECKPOINT_KEY], tmp_path / "on"))
+    assert not [state for state in resumed["callbacks"].values() if "best_model_path" in state]

@@ -267,9 +267,3 @@ def test_killed_run_is_made_good_missing_images_are_made_and_folders_that_are_no
 def test_command_has_the_defaults_of_the_function():
     config = OmegaConf.load(config_dir() / "simulate.yaml")
     assert {key: config[key] for key in simulate_folder.__kwdefaults__} == simulate_folder.__kwdefaults__
-
-
-def test_default_task_is_balanced():
-    graph = Simulator()("x", image_generator(0, "x")).sample.graph
-    assert 200 < graph.num_nodes < 400
-    assert 0.4 < graph.label("node").float().mean() < 0.65

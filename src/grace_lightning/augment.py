@@ -69,17 +69,12 @@ class Augmentation:
     def __bool__(self) -> bool:
         return bool(self.on_sample or self.patches)
 
-    @property
-    def uses_annotation(self) -> bool:
-        """Whether a step needs more of an annotation than the labels that the graph has."""
-        return any(step.uses_annotation for step in self.on_sample)
-
     def sample(self, sample: Sample) -> Sample:
-        """Apply those that change samples; the annotation is dropped after the last that needs it, which saves time."""
-        for k, step in enumerate(self.on_sample, start=1):
-            sample = step(sample)
-            if step.uses_annotation and not any(later.uses_annotation for later in self.on_sample[k:]):
+        """Apply those that change samples; those that no longer need the annotation do not get it, which saves time."""
+        for k, step in enumerate(self.on_sample):
+            if not any(later.uses_annotation for later in self.on_sample[k:]):
                 sample = sample.replace(annotation=None)
+            sample = step(sample)
         return sample
 
 

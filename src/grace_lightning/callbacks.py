@@ -29,6 +29,8 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())  # else it may be empty after a power cut
 
 
 class Checkpoint(callbacks.ModelCheckpoint):
@@ -131,7 +133,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().__init__(monitor, min_delta, limit, mode=mode, check_finite=False, strict=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})  # of this run, not of the one before
+        waited = 0 if state_dict["patience"] == sys.maxsize else state_dict["wait_count"]
+        super().load_state_dict({**state_dict, "wait_count": waited, "patience": self.patience})  # of this run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience > 0:

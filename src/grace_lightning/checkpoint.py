@@ -208,10 +208,14 @@ def resume(path: str | Path, config: Config, folder: Path) -> Path:
     own = folder / "last.ckpt"
     if getattr(rank_zero_only, "rank", 0) != 0:  # the first process has written it, if the disk is shared
         return own if own.is_file() else path
-    for state in checkpoint.get("callbacks", {}).values():
+    for callback, state in list(checkpoint.get("callbacks", {}).items()):
         if state.get("best_model_path"):
-            best = path.with_name(Path(state["best_model_path"]).name)
-            if best.is_file() and best.parent.resolve() != folder.resolve():
+            earlier = Path(state["best_model_path"])
+            best = path.with_name(earlier.name) if path.with_name(earlier.name).is_file() else earlier
+            if not best.is_file():  # the next epoch is the best so far
+                del checkpoint["callbacks"][callback]
+                continue
+            if best.parent.resolve() != folder.resolve():
                 with replacing(folder / best.name) as unfinished:
                     shutil.copyfile(best, unfinished)
             moved = {"dirpath": str(folder.resolve()), "last_model_path": str(own.resolve())}

@@ -146,7 +146,7 @@ def collect(folders: Iterable[Path]) -> list[dict[str, Any]]:
         row |= {"job": -1, "objective": None, "metrics": {}, "seconds": None, "run": short(path.parents[1])}
         try:
             row |= json.loads((path.parents[1] / RESULT).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, json.JSONDecodeError):
             row["overrides"] = OmegaConf.to_container(OmegaConf.load(path))
         rows.append(row)
 

@@ -38,8 +38,7 @@ from grace_lightning.tasks.predict import load_predictor
 
 Metrics = dict[str, Any]
 
-SET = "all_images"
-"""Folder in ``infer/`` of the pictures of all images together: beside theirs, a name could be an image's."""
+SET = "all_images"  # folder in ``infer/`` of the pictures of all images together: beside theirs, a name could be one's
 
 
 class Image(NamedTuple):

@@ -28,8 +28,7 @@ from grace_lightning.tasks.common import Config, each_image, exit_if_failed, exp
 
 T = TypeVar("T")
 
-SUMMARY = "filaments.csv"
-"""In the output folder, of all images; in each ``X.grace``, of that image."""
+SUMMARY = "filaments.csv"  # in the output folder, of all images; in each ``X.grace``, of that image
 
 RECORD = "grace_predict"
 """Under this key ``metadata.json`` says with what an image was done."""
@@ -295,7 +294,7 @@ def write_results(
 ) -> None:
     """Write all files of an image; none is seen under its name before all are complete.
 
-    If one cannot be written, as on a full disk, this is an :class:`InputError`, and all are as they were.
+    If the disk is full, this is an :class:`InputError`, and all are as they were.
 
     ``out_dir`` exists; ``scale`` is the width of a filament, pixels; ``record`` says, plainly, with what it was done.
     """
