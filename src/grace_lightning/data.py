@@ -19,10 +19,9 @@ from grace_lightning.errors import InputError
 from grace_lightning.files import expect_folder
 from grace_lightning.flatten import flattened
 from grace_lightning.graph import (
-    EDGE_HEADS,
-    NODE_HEADS,
     Connection,
     Label,
+    Labelled,
     Sample,
     edge_geometry,
     encode_geometry,
@@ -33,7 +32,7 @@ from grace_lightning.io import Source, find_sources, read_sample
 Hops = int | Literal["whole"]
 
 
-class GraphData(Data):
+class GraphData(Labelled, Data):
     """An image with its graph as the network takes it, or a batch of images.
 
     Holds ``pixels`` (all images in one row), ``pos`` (N, 2), ``edge_index`` (2, E) with each undirected edge once,
@@ -88,12 +87,6 @@ class GraphData(Data):
         first = accumulate((nodes for nodes, _ in sizes), initial=0)
         parts = zip(pixels, shapes, pos, edges, first, strict=False)
         return [(image.view(1, *shape), points, ends - start) for image, shape, points, ends, start in parts]
-
-    def label(self, head: str) -> Tensor:
-        """Return the labels of one head, (N,) or (E,) int64."""
-        if head in NODE_HEADS:
-            return self.node_label[:, NODE_HEADS.index(head)]  # type: ignore[no-any-return]
-        return self.edge_label[:, EDGE_HEADS.index(head)]  # type: ignore[no-any-return]
 
 
 def graph_data(

@@ -42,11 +42,24 @@ class Label(IntEnum):
     UNKNOWN = 2
 
 
+class Labelled:
+    """What has labels of nodes (N, 4) and of edges (E, 2), int64, one column for each head."""
+
+    node_label: Tensor
+    edge_label: Tensor
+
+    def label(self, head: str) -> Tensor:
+        """Return a view of the labels of one head, (N,) or (E,) int64."""
+        if head in NODE_HEADS:
+            return self.node_label[:, NODE_HEADS.index(head)]
+        return self.edge_label[:, EDGE_HEADS.index(head)]
+
+
 _NOT_GIVEN = cast(Tensor, None)  # filled in by ``Graph.__post_init__``: never None afterwards
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Labelled):
     """Detections and the undirected edges between them.
 
     Its values are checked where they enter: when files are read and when a predictor is called.
@@ -87,12 +100,6 @@ class Graph:
     def num_edges(self) -> int:
         """E."""
         return self.edges.shape[1]
-
-    def label(self, head: str) -> Tensor:
-        """Return a view of the labels of one head, (N,) or (E,) int64."""
-        if head in NODE_HEADS:
-            return self.node_label[:, NODE_HEADS.index(head)]
-        return self.edge_label[:, EDGE_HEADS.index(head)]
 
     def with_labels(self, **labels: Tensor) -> Graph:
         """Return the graph with the labels of some heads, (N,) or (E,) int64, in the place of its own."""
