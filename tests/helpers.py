@@ -1,5 +1,6 @@
 """Small graphs for the tests, drawn at random or by hand."""
 
+import numpy as np
 import torch
 from torch_geometric.data import Batch
 
@@ -25,3 +26,28 @@ def random_sample(name="a", nodes=40, seed=0, size=(96, 128)):
 def batched(*samples, seeds=(0, 0)):
     """Return samples as a network takes them, augmented by the given seeds."""
     return Batch.from_data_list([graph_data(sample, seed=seed) for sample, seed in zip(samples, seeds, strict=False)])
+
+
+LINES = np.array([[[40, 60], [330, 110]], [[90, 340], [380, 170]], [[430, 30], [465, 295]]], dtype=float)
+"""Ends (x, y) of the three filaments of :func:`line_scene`, pixels; at places that no mirroring maps to one another."""
+
+
+def line_scene(scale=10.0, spacing=20.0, false=25, seed=4):
+    """Return a noisy image (384, 512) of three straight dark lines, points (N, 2) along them and false ones, shuffled.
+
+    The lines are ``scale`` pixels wide. Three filaments is the right answer.
+    """
+    generator = np.random.default_rng(seed)
+    rows, columns = np.indices((384, 512))
+    image, points = generator.normal(30, 5, (384, 512)), []
+    for start, end in LINES:
+        length = np.hypot(*(end - start))
+        along, normal = (end - start) / length, np.array([start[1] - end[1], end[0] - start[0]]) / length
+        x, y = columns - start[0], rows - start[1]
+        far = np.abs(x * normal[0] + y * normal[1])
+        inside = np.clip(x * along[0] + y * along[1], 0, length) == x * along[0] + y * along[1]
+        image -= 12 * inside * np.clip(scale / 2 + 0.5 - far, 0, 1)
+        points.append(start + np.arange(0, length, spacing)[:, None] * along)
+    points.append(generator.uniform([8, 8], [503, 375], (false, 2)))
+    pos = np.concatenate(points) + generator.normal(0, 0.7, (sum(map(len, points)), 2))
+    return image.astype(np.float32), generator.permutation(pos).astype(np.float32)
