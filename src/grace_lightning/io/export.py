@@ -3,6 +3,7 @@
 Detections jitter about a filament by a pixel or more: lengths, angles and curvatures are taken from a smoothed path.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,11 +69,13 @@ def write_star(path: str | Path, table: pd.DataFrame, micrograph: str) -> None:
     (``convertHelicalSegmentCoordsToMetaDataTable`` in its ``src/helix.cpp``), leaves out by itself what lies too close
     to the micrograph's border, and counts tubes from 1. The flip ratio says that either end may be the first.
 
-    From a table of :func:`segments` and the micrograph's name relative to the RELION project. Without ``track_length``
-    (the pixel size is not known) the file has none either: RELION then refuses to extract helical segments.
+    From a table of :func:`segments` and the micrograph's name relative to the RELION project. It is left out if it has
+    quotation marks or line breaks, which starfile cannot read; RELION goes by the name of the file. Without
+    ``track_length`` (the pixel size is not known) the file has none either: RELION then refuses to extract helical
+    segments.
     """
     columns = {
-        "rlnMicrographName": micrograph,
+        **({} if re.search(r"[\"'\t\r\n]", micrograph) else {"rlnMicrographName": micrograph}),
         "rlnCoordinateX": table["x"],
         "rlnCoordinateY": table["y"],
         "rlnHelicalTubeID": table["filament"] + 1,
@@ -83,22 +86,23 @@ def write_star(path: str | Path, table: pd.DataFrame, micrograph: str) -> None:
         "rlnAutopickFigureOfMerit": table["confidence"],
     }
     with replacing(path) as unfinished:
-        starfile.write(pd.DataFrame(columns), unfinished)
+        plain = re.fullmatch(r"(?!_|(data|loop|save|stop|global)_)[^\s#;]+", micrograph)
+        starfile.write(pd.DataFrame(columns), unfinished, quote_all_strings=not plain)
 
 
 def write_box_ends(path: str | Path, filaments: Sequence[Filament]) -> None:
     """Write start and end of every filament as EMAN's helix boxes ("start-end coordinates only": yes, in RELION).
 
     Two lines per filament: corner, width, width and -1 of the box about its start, then with -2 of the box about its
-    end (EMAN2's ``e2helixboxer.py``). RELION (``convertEmanHelicalTubeCoordsToMetaDataTable``, ``src/helix.cpp``) cuts
-    half a width off either end, and takes every filament for straight. A closed one has no ends and is left out.
+    end. All are whole numbers, since EMAN reads nothing else (``load_helix_coords`` in its ``e2helixboxer.py``). RELION
+    (``convertEmanHelicalTubeCoordsToMetaDataTable``, ``src/helix.cpp``) cuts half a width off either end, and takes
+    every filament for straight. A closed one has no ends and is left out.
     """
     ends = [filament.path[[0, -1]] for filament in filaments if not filament.closed]
-    corners = np.concatenate([np.zeros((0, 2)), *ends]).round(6) - 1 + 0.0  # of boxes of 2 x 2 pixels; not -0.0
+    corners = np.concatenate([np.zeros((0, 2)), *ends]).round() - 1  # of boxes of 2 x 2 pixels
     flags = np.tile([[2, 2, -1], [2, 2, -2]], (len(ends), 1))
     with replacing(path) as unfinished:
-        # Decimals only if there are any: EMAN's own reader takes nothing but integers.
-        np.savetxt(unfinished, np.column_stack([corners, flags]), fmt="%.12g")
+        np.savetxt(unfinished, np.column_stack([corners, flags]), fmt="%d")
 
 
 def write_cbox(path: str | Path, table: pd.DataFrame, *, box_size: float) -> None:

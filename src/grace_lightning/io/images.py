@@ -70,7 +70,7 @@ def pixel_size(path: str | Path) -> float | None:
     path = Path(path)
     if not _suffix(path).startswith(".mrc"):
         return None
-    with _opened_mrc(path, mrcfile.open, header_only=True) as file:
+    with opened_mrc(path, mrcfile.open, header_only=True) as file:
         size = float(file.voxel_size.x)
     return size if np.isfinite(size) and size > 0 else None
 
@@ -92,14 +92,15 @@ def _pick(stack: Pixels, index: int | None) -> Pixels:
 
 
 @contextmanager
-def _opened_mrc(path: Path, opened: Callable[..., Any], **options: bool) -> Iterator[Any]:
-    quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)  # remarks on old headers
+def opened_mrc(path: Path, opened: Callable[..., Any], **options: bool) -> Iterator[Any]:
+    """Open an MRC file by a function of mrcfile, without its remarks on old headers."""
+    quiet = warnings.catch_warnings(action="ignore", category=RuntimeWarning)
     with reading(path, "an MRC image"), quiet, opened(path, permissive=True, **options) as file:
         yield file
 
 
 def _read_mrc(path: Path, frame: int | str | None) -> Pixels:
-    with _opened_mrc(path, mrcfile.mmap if path.suffix.lower() == ".mrc" else mrcfile.open) as file:
+    with opened_mrc(path, mrcfile.mmap if path.suffix.lower() == ".mrc" else mrcfile.open) as file:
         header, data = file.header, file.data
         if data is None:
             said = f"the header says {header.nx} x {header.ny} x {header.nz} pixels of mode {header.mode}"

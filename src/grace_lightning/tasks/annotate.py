@@ -11,10 +11,10 @@ from rich.console import Console
 from torch import Tensor
 
 from grace_lightning import io
-from grace_lightning.config import build, call
+from grace_lightning.config import build, call, check_value
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import expect_folder
-from grace_lightning.graph import Label, expect_inside, from_detections
+from grace_lightning.graph import Label, from_detections
 from grace_lightning.tasks.common import each_image, exit_if_failed, expect_keys, plain
 from grace_lightning.truth import label_by_mask
 
@@ -26,8 +26,10 @@ def annotate(cfg: DictConfig) -> None:
     """
     config = plain(cfg)
     detector = build(config.pop("detections", None), "detections")
+    tiff_origin = config.pop("io")["tiff_origin"]
+    check_value(tiff_origin, io.TiffOrigin, "io.tiff_origin")
     expect_keys(config, {"image_dir": "the folder of micrographs", "out_dir": "a folder for the .grace folders"})
-    exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector))
+    exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector, tiff_origin=tiff_origin))
 
 
 def annotate_folder(
@@ -39,6 +41,7 @@ def annotate_folder(
     frame: int | str | None = None,
     overwrite: bool = False,
     detector: Callable[[Tensor], pd.DataFrame] | None = None,
+    tiff_origin: io.TiffOrigin = "bottom",
 ) -> dict[str, str]:
     """Write ``X.grace`` for every image ``X`` of a folder, and ``X.h5`` if a detector finds the detections.
 
@@ -46,8 +49,9 @@ def annotate_folder(
     an :class:`InputError`.
 
     Detections, unless a ``detector`` finds them in the image (1, H, W), and masks are in ``image_dir`` if no folder is
-    given. ``frame`` is of stacks, see :func:`grace_lightning.io.read_image`. Without ``overwrite``, images that have an
-    ``X.grace`` in ``out_dir`` are left out.
+    given. ``frame`` is of stacks, see :func:`grace_lightning.io.read_image`; ``tiff_origin``, see
+    :func:`grace_lightning.io.from_bottom`. Without ``overwrite``, images that have an ``X.grace`` in ``out_dir`` are
+    left out.
     """
     if detector is not None and detections_dir is not None:
         found = f"detections_dir: {detections_dir}, but the detections are to be found in the images"
@@ -81,7 +85,7 @@ def annotate_folder(
             io.write_detections(detections, detector(image))
         pos, confidence = io.read_points(detections)
         try:
-            expect_inside(pos, size)
+            pos = io.from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
         except InputError as error:
             raise InputError(f"{detections}: {error}") from error
         graph = label_by_mask(from_detections(pos, confidence)[0], mask)
@@ -90,6 +94,7 @@ def annotate_folder(
             message = f"{masks[name]}: none of the {graph.num_nodes} detections is inside; is it this image's mask?"
             warnings.warn(message, InputWarning, stacklevel=2)
         io.write_grace(out / f"{name}.grace", graph, annotation=mask, edge_properties=True)
+        count["from_bottom"] += io.from_bottom(detections, path, tiff_origin)
         count.update(positive, nodes=graph.num_nodes, edges=graph.num_edges)
 
     failures = each_image(todo.items(), len(todo), annotate_image, doing=f"annotating {image_dir}")
@@ -97,6 +102,7 @@ def annotate_folder(
     text = f"annotated {done} of {len(images)} images in {out_dir}"
     text += f", {len(images) - len(todo)} there already (overwrite=true: anew)" if len(todo) < len(images) else ""
     text += f", {len(failures)} failed" if failures else ""
+    text += f"\n{io.TOLD}" if count["from_bottom"] else ""
     if done:
         text += f"\nnodes {count['nodes']}, of which {count['node']} positive; "
         text += f"edges {count['edges']}, of which {count['edge']} positive"

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ from grace_lightning import figures, io
 from grace_lightning.checkpoint import checkpoint_paths
 from grace_lightning.config import build, check_value
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import expect_folder, replacing, short, some
+from grace_lightning.files import expect_folder, reading, replacing, short, some
 from grace_lightning.predictor import Findings, Predictor, Prepared
 from grace_lightning.tasks.common import Config, each_image, exit_if_failed, expect_keys, plain, quiet_lightning
 
@@ -74,6 +75,8 @@ class Micrograph(NamedTuple):
     size: tuple[int, int]  # rows and columns, pixels
     picture: Tensor  # (1, h, w) float32, for X.png, of any resolution
     pixel_size: float | None  # Angstrom
+    path: str | None = None  # of the image, absolute
+    from_bottom: bool = False  # whether y counts from the bottom in the files of other programs
 
 
 def predict(cfg: DictConfig) -> None:
@@ -89,10 +92,11 @@ def predict(cfg: DictConfig) -> None:
     sources = _find_sources(config, out_dir)
     predictor = load_predictor(config)
     frame = predictor.frame if config["frame"] is None else config["frame"]
+    tiff_origin, exported = config["io"]["tiff_origin"], [Path(f"X{suffix}") for suffix in export.suffixes]
     digests = [_digest(path) for path in checkpoint_paths(config["checkpoint"])]
     settings = {"checkpoint": digests if len(digests) > 1 else digests[0], "link": config.get("link")}
     settings |= {"spacing": export.spacing, "box_size": export.box_size, "pixel_size": config["pixel_size"]}
-    settings |= {"scale": predictor.scale, "frame": frame}
+    settings |= {"scale": predictor.scale, "frame": frame, "tiff_origin": tiff_origin}
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,7 +114,7 @@ def predict(cfg: DictConfig) -> None:
     closed = 0
 
     def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
-        return *_read(source, predictor, frame, config["pixel_size"]), _record(settings, source)
+        return *_read(source, predictor, frame, config["pixel_size"], tiff_origin), _record(settings, source)
 
     def find(name: str, coming: Future[tuple[Micrograph, Prepared, Config]]) -> None:
         nonlocal closed
@@ -132,7 +136,8 @@ def predict(cfg: DictConfig) -> None:
     failures = {name: message for part, _, _ in parts for name, message in part.items()}
     try:
         images, filaments = join_summaries(out_dir)
-    except InputError as error:
+        write_relion(out_dir, sources)
+    except (InputError, OSError) as error:
         failures[""] = str(error)
     else:
         told = f"{images} images, {filaments:,} filaments in {short(out_dir)}"
@@ -141,6 +146,8 @@ def predict(cfg: DictConfig) -> None:
         closed = sum(part[2] for part in parts)
         told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
         told += f"; {len(failures)} of {len(sources)} images failed" if failures else ""
+        files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
+        told += f"\n{io.TOLD}" if any(io.from_bottom(*pair, tiff_origin) for pair in files) else ""
         Console().print(told, highlight=False, soft_wrap=True)
     lacking = sorted(name for part in parts for name in part[1])
     if lacking and (export.star or export.cbox):
@@ -166,6 +173,7 @@ def _check(config: Config) -> None:
     kinds |= {"frame": int | Literal["mean"] | None, "pixel_size": float | None}
     for key, expected in kinds.items():
         check_value(config[key], expected, key)
+    check_value(config["io"]["tiff_origin"], io.TiffOrigin, "io.tiff_origin")
     expect_keys(config, {"image_dir": "the folder of micrographs"})
     if config["pixel_size"] is not None and not 0 < config["pixel_size"] < float("inf"):
         raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, above 0")
@@ -235,22 +243,30 @@ def _record(settings: Config, source: io.Source) -> Config:
     """Return everything that an image's results depend on; files are told by their size and time."""
     assert source.detections is not None
     stats = {"image": source.image.stat(), "detections": source.detections.stat()}
+    settings = settings if io.is_tiff(source.image) else {k: v for k, v in settings.items() if k != "tiff_origin"}
     return {**settings, **{key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}}
 
 
 def _read(
-    source: io.Source, predictor: Predictor, frame: int | str | None, pixel_size: float | None
+    source: io.Source,
+    predictor: Predictor,
+    frame: int | str | None,
+    pixel_size: float | None,
+    tiff_origin: io.TiffOrigin,
 ) -> tuple[Micrograph, Prepared]:
     assert source.detections is not None
     image = io.read_image(source.image, frame=frame)
     pos, confidence = io.read_points(source.detections)
+    size = image.shape[1], image.shape[2]
     try:
+        pos = io.from_top(pos, source.detections, image=source.image, shape=size, tiff_origin=tiff_origin)
         prepared = predictor.prepare(image, pos, confidence, source.name)
     except InputError as error:
         raise InputError(f"{source.detections}: {error}") from error
     pixel_size = io.pixel_size(source.image) if pixel_size is None else float(pixel_size)
-    size, picture = (image.shape[1], image.shape[2]), figures.thumbnail(image)
-    return Micrograph(source.name, source.image.name, size, picture, pixel_size), prepared
+    flipped = tiff_origin == "bottom" and io.is_tiff(source.image)
+    known = pixel_size, os.path.abspath(source.image), flipped
+    return Micrograph(source.name, source.image.name, size, figures.thumbnail(image), *known), prepared
 
 
 def _read_ahead(sources: Sequence[io.Source], read: Callable[[io.Source], T]) -> Iterator[tuple[str, Future[T]]]:
@@ -321,10 +337,12 @@ def write_results(
 
 
 def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record: Mapping[str, Any]) -> None:
+    metadata: Config = {"image_filename": micrograph.name, "image_path": micrograph.path}
+    metadata |= {"pixel_size": micrograph.pixel_size, RECORD: dict(record)}
     io.write_grace(
         path,
         findings.graph,
-        metadata={"image_filename": micrograph.name, "pixel_size": micrograph.pixel_size, RECORD: dict(record)},
+        metadata=metadata,
         node_prediction=_by_label(findings.node_probability),
         edge_prediction=_by_label(findings.edge_probability),
         edge_properties=True,
@@ -336,6 +354,10 @@ def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record:
 
 def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, export: Export, scale: float) -> None:
     filaments, stem, pixel_size = findings.filaments, folder / micrograph.name, micrograph.pixel_size
+    if micrograph.from_bottom:  # psi turns with the path
+        height = micrograph.size[0]
+        paths = [io.mirrored(torch.from_numpy(filament.path), height).numpy() for filament in filaments]
+        filaments = [replace(filament, path=path) for filament, path in zip(filaments, paths, strict=True)]
     if pixel_size is None:
         table = io.segments(filaments, pixel_size=1.0, spacing=scale).drop(columns="track_length")
     else:
@@ -347,7 +369,7 @@ def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, exp
     if export.box:
         io.write_box_ends(f"{stem}.box", filaments)
     if export.png:
-        figure = figures.overview(micrograph.picture, micrograph.size, filaments)
+        figure = figures.overview(micrograph.picture, micrograph.size, findings.filaments)
         figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
 
 
@@ -363,3 +385,22 @@ def join_summaries(out_dir: Path) -> tuple[int, int]:
     with replacing(out_dir / SUMMARY) as unfinished:
         unfinished.write_text(io.filaments_summary("", []).to_csv(index=False) + "".join(rows), encoding="utf-8")
     return len(parts), len(rows)
+
+
+def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
+    """Lay out all images that are done for RELION, in ``relion/``; warn of those that it cannot read.
+
+    Images lie where ``sources`` say; others where they lay when they were done.
+    """
+    paths, done = {source.name: source.image for source in sources}, []
+    for file in sorted(out_dir.glob("*.grace/metadata.json")):
+        with reading(file, "JSON"):
+            metadata = json.loads(file.read_text(encoding="utf-8"))
+            own, path, pixel_size = (metadata.get(key) for key in (RECORD, "image_path", "pixel_size"))
+        if own and (path := paths.get(file.parent.stem, path)):
+            done.append((file.parent.with_suffix(""), Path(path), pixel_size))
+    left_out = io.write_project(out_dir / "relion", done)
+    if left_out:
+        reasons = some(f"{name} ({reason})" for name, reason in left_out.items())
+        found = f"left out {len(left_out)} of {len(done)} images, which RELION cannot read: {reasons}"
+        _warn(f"{out_dir / 'relion'}: {found}")
