@@ -70,19 +70,21 @@ def write_project(folder: Path, done: Iterable[tuple[Path, Path, float | None]])
     voltage and spherical aberration, which are not known: they are 0. Other files in ``folder`` stay.
 
     Of each micrograph: ``X.star`` and the like without the suffix, the image, and Angstrom per pixel. Only those of
-    which the pixel size is known and which have an ``X.star`` are in ``micrographs.star``; without any, it is removed.
+    which the pixel size is known and which have coordinates are in ``micrographs.star``; without any, it is removed.
     """
-    rows, left_out = [], {}
+    rows, left_out = [], dict[str, str]()
     for stem, image, pixel_size in done:
         path = os.path.relpath(image)  # from the folder of the RELION project, which is the current one
         path = os.path.abspath(image) if path.startswith("..") else path
-        if reason := _unreadable(image, path):
-            left_out[image.name] = reason
-            continue
         target = re.sub(rf"^(.*?/)?{_JOB}/", "", path).lstrip("/").rpartition(".")[0]
-        for own, suffix in COORDINATES.items():
-            _copy(Path(f"{stem}{own}"), folder / f"{target}{suffix}")
-        if pixel_size and Path(f"{stem}.star").exists():
+        copies = {Path(f"{stem}{own}"): folder / f"{target}{suffix}" for own, suffix in COORDINATES.items()}
+        found = any(file.exists() for file in copies)
+        if found and (reason := _unreadable(image, path)):
+            left_out |= {image.name: reason} if pixel_size else {}  # without it, nobody meant it for RELION
+            continue
+        for pair in copies.items():
+            _copy(*pair)
+        if found and pixel_size:
             rows.append((path, f"{pixel_size:.6g}"))
     micrographs = folder / "micrographs.star"
     if not rows:
@@ -113,18 +115,18 @@ def _copy(file: Path, target: Path) -> None:
 def _unreadable(image: Path, path: str) -> str | None:
     """Return why RELION cannot read an image by its ``path``, None if it can; one such image ends its whole job."""
     if not image.is_file():
-        return "not found"
+        return "it is not there"
     if image.suffix.lower() not in (".mrc", ".tif", ".tiff"):
-        return "neither .mrc nor .tif"
+        return "it is neither .mrc nor .tif"
     if not _NAME.fullmatch(path) or re.search(rf"(^|/){_JOB}$", path):
-        return "its name: letters, digits and . _ - are safe"
+        return "its name has more than letters, digits and . _ -"
     if image.suffix.lower() == ".mrc":
         with opened_mrc(image, mrcfile.open, header_only=True) as file:
-            return "a stack" if file.header.nz > 1 else None
+            return "it is a stack" if file.header.nz > 1 else None
     with reading(image, "a TIFF image"), tifffile.TiffFile(image) as file:
         page = file.pages.first
         if len(file.pages) > 1:
-            return "a stack"
+            return "it is a stack"
         plain = page.samplesperpixel == 1 and not page.is_tiled
         kinds = ("uint8", "int8", "uint16", "int16", "float32")
-        return None if plain and page.dtype in kinds else "TIFF in colours, in tiles, or of numbers of another kind"
+        return None if plain and page.dtype in kinds else "its colours, tiles or kind of numbers"

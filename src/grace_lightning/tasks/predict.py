@@ -401,6 +401,6 @@ def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
             done.append((file.parent.with_suffix(""), Path(path), pixel_size))
     left_out = io.write_project(out_dir / "relion", done)
     if left_out:
-        reasons = some(f"{name} ({reason})" for name, reason in left_out.items())
-        found = f"left out {len(left_out)} of {len(done)} images, which RELION cannot read: {reasons}"
+        reasons = some(f"{name}: {reason}" for name, reason in left_out.items())
+        found = f"left out {len(left_out)} of {len(done)} images, which RELION cannot read ({reasons})"
         _warn(f"{out_dir / 'relion'}: {found}")
