@@ -372,6 +372,14 @@ def test_annotating_a_tiff_image(suffix, run):
     assert re.match("grace-annotate: io.tiff_origin: 'upside', expected", err)
 
 
+def test_a_sample_of_detections_alone(tmp_path):
+    tifffile.imwrite(tmp_path / "t.tif", np.zeros((64, 96), np.float32))
+    WRITE[".cbox"](tmp_path / "t.cbox", pd.DataFrame({"x": [20.0], "y": [10.0]}))
+    source = io.Source("t", tmp_path / "t.tif", detections=tmp_path / "t.cbox")
+    assert io.read_sample(source).graph.pos.tolist() == [[20, 53]]
+    assert io.read_sample(source, tiff_origin="top").graph.pos.tolist() == [[20, 10]]
+
+
 def test_a_point_outside_a_tiff_image_is_named_as_the_file_has_it(run):
     tifffile.imwrite("t.tif", np.zeros((64, 96), np.float32))
     np.save("t.npy", np.eye(64, 96, dtype=np.uint8))

@@ -21,10 +21,10 @@ from grace_lightning.io.masks import find_masks, leave_out_masks, read_mask
 from grace_lightning.io.relion import (
     TOLD,
     TiffOrigin,
-    from_bottom,
-    from_top,
+    counts_from_bottom,
     is_tiff,
     mirrored,
     write_project,
+    y_from_top,
 )
 from grace_lightning.io.sources import Source, find_images, find_sources, read_instances, read_sample

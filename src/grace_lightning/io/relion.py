@@ -39,7 +39,7 @@ def is_tiff(image: Path) -> bool:
     return image.suffix.lower() in (".tif", ".tiff")
 
 
-def from_bottom(file: Path, image: Path, tiff_origin: TiffOrigin) -> bool:
+def counts_from_bottom(file: Path, image: Path, tiff_origin: TiffOrigin) -> bool:
     """Return whether y in a file about an image counts from the bottom: in :data:`FLIPPED` files of a TIFF image.
 
     A TIFF file has the top row first, an MRC file the bottom row. RELION, EMAN2, IMOD, MotionCor and crYOLO's
@@ -53,13 +53,13 @@ def mirrored(pos: Tensor, height: int) -> Tensor:
     return pos * pos.new_tensor([1, -1]) + pos.new_tensor([0, height - 1])
 
 
-def from_top(pos: Tensor, file: Path, *, image: Path, shape: tuple[int, int], tiff_origin: TiffOrigin) -> Tensor:
+def y_from_top(pos: Tensor, file: Path, *, image: Path, shape: tuple[int, int], tiff_origin: TiffOrigin) -> Tensor:
     """Return the positions (N, 2), pixels, that a file has of an image of ``shape`` (H, W), with y from the top.
 
     It is an error if one lies outside the image.
     """
     expect_inside(pos, shape)  # first, so that the message has the file's own y
-    return mirrored(pos, shape[0]) if from_bottom(file, image, tiff_origin) else pos
+    return mirrored(pos, shape[0]) if counts_from_bottom(file, image, tiff_origin) else pos
 
 
 def write_project(folder: Path, done: Iterable[tuple[Path, Path, float | None]]) -> dict[str, str]:

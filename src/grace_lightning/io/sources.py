@@ -16,6 +16,7 @@ from grace_lightning.graph import Ints, Sample, expect_inside, from_detections
 from grace_lightning.io.detections import find_detections, read_detections, read_points
 from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, read_image, stem
+from grace_lightning.io.relion import TiffOrigin, counts_from_bottom, mirrored
 from grace_lightning.truth import with_truth
 
 TOLERANCE_PX = 1e-2
@@ -95,11 +96,14 @@ def read_instances(path: str | Path, num_nodes: int) -> dict[str, Ints]:
     return {name: np.unique(np.array(nodes, dtype=np.int64)) for name, nodes in content.items()}
 
 
-def read_sample(source: Source, *, frame: int | str | None = None, **keep: bool) -> Sample:
+def read_sample(
+    source: Source, *, frame: int | str | None = None, tiff_origin: TiffOrigin = "bottom", **keep: bool
+) -> Sample:
     """Read image (see :func:`read_image`), graph (``keep``: see :func:`read_grace`) and truth of one micrograph.
 
     If ``X.h5`` disagrees with the ``.grace`` folder, an :class:`InputWarning` says by how much. Without such a folder,
-    the graph is the unlabelled one of the detections, and there is no truth. It is an error if a file belongs to
+    the graph is the unlabelled one of the detections (``tiff_origin``: see
+    :func:`grace_lightning.io.counts_from_bottom`), and there is no truth. It is an error if a file belongs to
     another image, or places a detection outside the image.
     """
     image = read_image(source.image, frame=frame)
@@ -114,8 +118,11 @@ def read_sample(source: Source, *, frame: int | str | None = None, **keep: bool)
             expected = f"but {source.image} has {width} x {height}; expected the same size"
             raise InputError(f"{source.grace / ANNOTATION}: {found}, {expected}")
     elif source.detections is not None:
-        graph, annotation, metadata = from_detections(*read_points(source.detections))[0], None, {}
-        nodes = source.detections
+        nodes, annotation, metadata = source.detections, None, {}
+        pos, confidence = read_points(nodes)
+        if counts_from_bottom(nodes, source.image, tiff_origin):
+            pos = mirrored(pos, height)
+        graph = from_detections(pos, confidence)[0]
     else:
         raise InputError(f"{source.image}: neither a .grace folder nor detections, expected one of them")
     try:

@@ -50,8 +50,8 @@ def annotate_folder(
 
     Detections, unless a ``detector`` finds them in the image (1, H, W), and masks are in ``image_dir`` if no folder is
     given. ``frame`` is of stacks, see :func:`grace_lightning.io.read_image`; ``tiff_origin``, see
-    :func:`grace_lightning.io.from_bottom`. Without ``overwrite``, images that have an ``X.grace`` in ``out_dir`` are
-    left out.
+    :func:`grace_lightning.io.counts_from_bottom`. Without ``overwrite``, images that have an ``X.grace`` in ``out_dir``
+    are left out.
     """
     if detector is not None and detections_dir is not None:
         found = f"detections_dir: {detections_dir}, but the detections are to be found in the images"
@@ -85,7 +85,7 @@ def annotate_folder(
             io.write_detections(detections, detector(image))
         pos, confidence = io.read_points(detections)
         try:
-            pos = io.from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
+            pos = io.y_from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
         except InputError as error:
             raise InputError(f"{detections}: {error}") from error
         graph = label_by_mask(from_detections(pos, confidence)[0], mask)
@@ -94,7 +94,7 @@ def annotate_folder(
             message = f"{masks[name]}: none of the {graph.num_nodes} detections is inside; is it this image's mask?"
             warnings.warn(message, InputWarning, stacklevel=2)
         io.write_grace(out / f"{name}.grace", graph, annotation=mask, edge_properties=True)
-        count["from_bottom"] += io.from_bottom(detections, path, tiff_origin)
+        count["from_bottom"] += io.counts_from_bottom(detections, path, tiff_origin)
         count.update(positive, nodes=graph.num_nodes, edges=graph.num_edges)
 
     failures = each_image(todo.items(), len(todo), annotate_image, doing=f"annotating {image_dir}")

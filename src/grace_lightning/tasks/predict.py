@@ -147,7 +147,7 @@ def predict(cfg: DictConfig) -> None:
         told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
         told += f"; {len(failures)} of {len(sources)} images failed" if failures else ""
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
-        told += f"\n{io.TOLD}" if any(io.from_bottom(*pair, tiff_origin) for pair in files) else ""
+        told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, tiff_origin) for pair in files) else ""
         Console().print(told, highlight=False, soft_wrap=True)
     lacking = sorted(name for part in parts for name in part[1])
     if lacking and (export.star or export.cbox):
@@ -259,7 +259,7 @@ def _read(
     pos, confidence = io.read_points(source.detections)
     size = image.shape[1], image.shape[2]
     try:
-        pos = io.from_top(pos, source.detections, image=source.image, shape=size, tiff_origin=tiff_origin)
+        pos = io.y_from_top(pos, source.detections, image=source.image, shape=size, tiff_origin=tiff_origin)
         prepared = predictor.prepare(image, pos, confidence, source.name)
     except InputError as error:
         raise InputError(f"{source.detections}: {error}") from error
