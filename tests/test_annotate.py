@@ -225,6 +225,19 @@ def test_folders_may_differ_and_numbers_are_kept(data, annotate, tmp_path):
     assert annotation.unique().tolist() == [0, 255, 510]
 
 
+def test_several_files_of_detections_are_asked_for(data, annotate):
+    POSITIONS[:3].to_csv(data / "a.CSV", index=False)
+    status, out, err = annotate(f"image_dir={data}", "out_dir=out")
+    assert (status, out.partition("\n")[0]) == (1, "annotated 1 of 2 images in out, 1 failed")
+    assert re.fullmatch("grace-annotate: .*data: a.h5, a.CSV .*set detections_format=h5 or csv\n", err)
+    assert annotate(f"image_dir={data}", "out_dir=out", "detections_format=h5")[0] == 0
+    assert read_grace("out/a.grace").graph.num_nodes == 4
+    status, _, err = annotate(f"image_dir={data}", "out_dir=csv", "detections_format=csv")
+    assert status == 1
+    assert re.fullmatch("grace-annotate: .*b.tif: no detections in .*, expected b with one of .csv; .*\n", err)
+    assert read_grace("csv/a.grace").graph.num_nodes == 3
+
+
 def test_what_is_done_is_left_alone_unless_overwritten(data, annotate):
     annotate(f"image_dir={data}", "out_dir=out")
     shutil.rmtree("out/b.grace")
@@ -281,6 +294,8 @@ def test_images_that_fail_are_named_when_the_others_are_done(data, annotate, mon
         ("image_dir=x out_dir=out detections=rigde", "files.*ridge"),
         ("image_dir=x out_dir=out detections=ridge detections.scale=0", "scale: 0, expected 3 or more"),
         ("image_dir=x out_dir=out detections=ridge detections_dir=y", "leave out one of detections_dir"),
+        ("image_dir=x out_dir=out detections=ridge detections_format=h5", "leave out one of detections_format"),
+        ("image_dir=x out_dir=out detections_format=txt", "detections_format: 'txt', expected .*'h5'"),
     ],
 )
 def test_wrong_words_on_the_command_line(arguments, message, annotate):

@@ -1,9 +1,11 @@
 import json
 import pickle
+import resource
 import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import h5py
 import imagecodecs
@@ -209,6 +211,14 @@ CBOX = (
     "_Confidence #6\n_filamentid #7\n{}\ndata_cryolo_include\n\nloop_\n_slice_index #1\n"
 )
 CENTRES = {"x": [60.0, 5], "y": [50.0, 5]}
+HELICON = """#micrograph: a.mrc
+#segment length: 200
+#segment width: 200
+#helix: (1.5, 2.0),(9.0, 9.0),200
+1.5\t2.0
+#helix: (3.0, 4.0),(9.0, 9.0),200
+3.0\t4.0
+"""
 
 
 @pytest.mark.parametrize(
@@ -216,21 +226,36 @@ CENTRES = {"x": [60.0, 5], "y": [50.0, 5]}
     [
         ("a.star", STAR + "_rlnAutopickFigureOfMerit #3\n1.5 2 0.75\n3 4 0.5\n", {"confidence": [0.75, 0.5]}),
         ("a.star", STAR + "_rlnAnglePsi #3\n1.5 2 7\n3 4 8\n", {"rlnAnglePsi": [7, 8]}),
+        (
+            "a.star",
+            "data_\n\n_rlnCoordinateX 1.5\n_rlnImageName 'a b' # one\n_rlnCoordinateY 2\n",
+            {"x": [1.5], "y": [2]},
+        ),
         ("a.csv", "x,y,n\n1.5,2,7\n3,4,8\n", {"n": [7, 8]}),
         ("a.csv", "X, Y, n\n1.5,2,7\n3,4,8\n", {"n": [7, 8]}),
         ("a.csv", "axis-1,axis-0,n\n1.5,2,7\n3,4,8\n", {"n": [7, 8]}),
+        ("a.csv", "X , Y,n\n1.5 , 2,7\n3,4,8\n", {"n": [7, 8]}),
+        ("a.csv", "\ufeffx;y;n\r\n1,5;2;7\r\n3;4;8\r\n", {"n": [7, 8]}),
+        ("a.CSV", "# x\ty\tn\n1.5\t2\t7\n3\t4\t8\n", {"n": [7, 8]}),
+        ("a.csv", "x,y,confidence\n1.5,2,0.5\n3,4,\n", {"confidence": [0.5, 1]}),
         ("a.cbox", CBOX.format("10 20 <NA> 100 60 0.5 3\n0 0 <NA> 10 10 0.25 4\n"), CENTRES | {"filament": [3, 4]}),
         ("a.cbox", CBOX.format("10 20 <NA> 100 60 <NA> 3\n0 0 <NA> 10 10 <NA> 4\n"), CENTRES),
         ("a.cbox", "10\t20\t100\t60\t0.5\t98\t61\n0\t0\t10\t10\t0.25\t9\t9\n", CENTRES | {"confidence": [0.5, 0.25]}),
+        ("a.cbox", CBOX.format("10 20 5 100 60 0.5 3\n0 0 5 10 10 <NA> 4\n"), CENTRES | {"confidence": [0.5, 1]}),
         ("a.box", "# helix\n10 20 100 60 -1\n  0 0 10 10 -2\n", CENTRES),
-        ("a.cbox", "", {"x": [], "y": []}),
+        ("a.box", "-20 -30 43 64\n-2 -1 10 10\n", {"y": [2.0, 4]}),
+        ("a.box", HELICON, {"filament": [0, 1]}),
+        ("a.box", "#micrograph: a.mrc\n\n", {"x": [], "y": []}),
+        *((name, "", {"x": [], "y": []}) for name in ("a.cbox", "a.box")),
+        ("a.cbox", CBOX.format(""), {"x": [], "y": []}),
+        ("a.cbox", "data_global\n\n_cbox_format_version 1.0\n\ndata_cryolo\n\nloop_\n\n", {"x": [], "y": []}),
     ],
 )
 def test_text_files(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text)
     found = io.read_detections(tmp_path / name)
     assert_same(found, pd.DataFrame({"x": [1.5, 3], "y": [2.0, 4]} | expected))
-    assert ("confidence" in found) == ("0.5" in text)
+    assert ("confidence" in found and not found.empty) == ("0.5" in text)
 
 
 def test_points(tmp_path):
@@ -245,11 +270,24 @@ def test_points(tmp_path):
     [
         ("a.csv", "a,b\n1,2\n", ["no column x and y", "found a, b"]),
         ("a.csv", "x,y\n1,2\n3,nan\n", ["y of detection 1 is nan", "1 of 2"]),
-        ("a.csv", "x,y,confidence\n1,2,0.5\n1,3,\n", ["confidence of detection 1"]),
+        ("a.csv", "x,y,confidence\n1,2,0.5\n1,3,high\n", ["confidence of detection 1 is high"]),
+        ("a.csv", "x,y\n1,2\n1e300,3\n", ["x of detection 1 is 1e+300"]),
+        ("a.csv", "x , y,x\n1,2,3\n", ["two columns", "x"]),
+        ("a.csv", "x;y\n1.234,5;2\n", ["x of detection 0 is 1.234,5"]),
+        ("a.csv", "x,y,z\n1,2,3\n1,2,4\n", ["three dimensions (z)"]),
+        ("a.csv", "x y\n1 2\n", ["no column x and y", "found x y"]),
         ("a.csv", "axis-0,axis-1,axis-2\n1,2,3\n", ["axis-2"]),
         ("a.star", "data_\n\nloop_\n_rlnCoordinateX #1\n1\n", ["rlnCoordinateY", "found rlnCoordinateX"]),
         ("a.star", STAR + "_rlnMicrographName #3\n1 2 m1.mrc\n3 4 m2.mrc\n", ["2 micrographs", "m1.mrc"]),
+        ("a.star", STAR + "_rlnCoordinateX #3\n1 2 3\n", ["two columns", "rlnCoordinateX"]),
+        ("a.star", STAR + "_rlnCoordinateZ #3\n1 2 3\n1 2 4\n", ["three dimensions (rlnCoordinateZ)"]),
+        ("a.star", STAR + "_rlnAutopickFigureOfMerit #3\n1 2 3\n1 2\n", ["3 columns", "cut short"]),
+        ("a.star", STAR + "1 2 3\n1 2 3\n", ["2 columns"]),
+        ("a.star", STAR.replace("particles", "hot_pixels") + "1 2\n", ["of picks"]),
         ("a.cbox", "data_global\n\n_cbox_format_version 1.0\n", ["data_cryolo"]),
+        ("a.cbox", CBOX.replace("Confidence", "Width").format("1 2 <NA> 4 4 4 4\n"), ["two columns", "Width"]),
+        ("a.cbox", CBOX.format("1 2 3 4 4 1 1\n1 2 7 4 4 1 1\n"), ["three dimensions (CoordinateZ)"]),
+        ("a.cbox", CBOX.replace("Confidence", "Depth").format("1 2 3 4 4 4 1\n"), ["three dimensions (Depth"]),
         ("a.box", "1 2 3\n", ["3 columns", "Height"]),
         ("a.box", "1 2 wide 4\n", ["x of detection 0"]),
         ("a.txt", "1 2", [".h5", ".csv"]),
@@ -265,11 +303,159 @@ def test_pandas_file_of_another_key(tmp_path):
     refuses(io.read_detections, tmp_path / "a.h5", words=["no frame under key df", "keys: points"])
 
 
-def test_find_detections_prefers_h5(tmp_path):
-    assert io.find_detections(tmp_path, "a") is None
-    for suffix in (".csv", ".box", ".cbox", ".star", ".h5"):
-        (tmp_path / f"a{suffix}").touch()
-        assert io.find_detections(tmp_path, "a") == tmp_path / f"a{suffix}"
+WRITTEN_BY_RELION = [  # relion_star_handler 3.1 writes names so, and reads them
+    *("p#hash.mrc", "data_x.mrc", "loop_.mrc", "it's.mrc", "[x].mrc", "$x.mrc"),
+    *('"a b.mrc"', '"a #b.mrc"', '""q.mrc"'),
+    *("'#x.mrc'", "'_x.mrc'", "';x.mrc'", "'a\"b.mrc'"),  # it reads these
+]
+
+
+@pytest.mark.parametrize("written", WRITTEN_BY_RELION)
+def test_names_of_micrographs_in_a_star_file(tmp_path, written):
+    columns = "data_\n\nloop_ \n_rlnMicrographName #1 \n_rlnCoordinateX #2 \n_rlnCoordinateY #3 \n"
+    (tmp_path / "a.star").write_text(f"# version 30001\n\n{columns}{written} 1.5 2\n {written} 3 4 # twice\n \n")
+    found = io.read_detections(tmp_path / "a.star")
+    assert_same(found, pd.DataFrame({"x": [1.5, 3], "y": [2.0, 4]}))
+    quoted = written[0] == written[-1] and written[0] in "'\""
+    assert set(found["rlnMicrographName"]) == {written[1:-1] if quoted else written}
+
+
+def test_a_star_file_that_was_repaired_is_read_anew(tmp_path):
+    (tmp_path / "a.star").write_text(STAR + "7 8\n9 10 11\n")
+    refuses(io.read_detections, tmp_path / "a.star")
+    (tmp_path / "a.star").write_text(STAR + "1 2\n3 4\n")
+    assert io.read_detections(tmp_path / "a.star")["x"].tolist() == [1, 3]
+
+
+def write_particles(path, sizes, origins):
+    """Write a particle on a micrograph of 2 Angstrom per pixel; ``sizes`` are columns of the optics, of value."""
+    optics = "".join(f"_{name} #{number}\n" for number, name in enumerate(["rlnOpticsGroup", *sizes], 1))
+    columns = "".join(f"_{name} #{number}\n" for number, name in enumerate(origins, 3))
+    path.write_text(
+        STAR.replace("_rlnOpticsGroup #1\n1\n", f"{optics}1 {' '.join(map(str, sizes.values()))}\n")
+        + f"{columns}100 200 {' '.join(map(str, origins.values()))}\n"
+    )
+
+
+ANGSTROM = {"rlnOriginXAngst": 30, "rlnOriginYAngst": -11}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "origins", "pixel_size"),
+    [
+        ({"rlnMicrographOriginalPixelSize": 1, "rlnImagePixelSize": 4, "rlnMicrographPixelSize": 2}, ANGSTROM, 9),
+        ({"rlnMicrographOriginalPixelSize": 1, "rlnImagePixelSize": 4}, ANGSTROM, 2),
+        ({"rlnMicrographOriginalPixelSize": 2, "rlnImagePixelSize": 2}, ANGSTROM, None),
+        ({"rlnImagePixelSize": 2}, ANGSTROM, None),
+        ({}, {"rlnOriginX": 15, "rlnOriginY": -5.5}, None),
+        ({}, {"rlnOriginX": 7.5, "rlnOriginY": -2.75, "rlnMagnification": 10000, "rlnDetectorPixelSize": 4}, 2),
+    ],
+)
+def test_origins_are_subtracted(tmp_path, sizes, origins, pixel_size):
+    """RELION 3.1 re-extracts these with --recenter at (85, 206), which leaves an origin of 0 and 1 Angstrom."""
+    write_particles(tmp_path / "a.star", sizes, origins)
+    found = io.read_detections(tmp_path / "a.star", pixel_size=pixel_size)
+    assert found[["x", "y"]].to_numpy().tolist() == [[85, 205.5]]
+
+
+def test_origins_without_a_pixel_size(tmp_path):
+    for sizes in ({}, {"rlnMicrographOriginalPixelSize": 1, "rlnImagePixelSize": 4}):
+        write_particles(tmp_path / "a.star", sizes, ANGSTROM)
+        refuses(io.read_detections, tmp_path / "a.star", words=["rlnOriginXAngst", "rlnMicrographPixelSize"])
+        write_particles(tmp_path / "a.star", sizes, dict.fromkeys(ANGSTROM, 0))
+        assert io.read_detections(tmp_path / "a.star")[["x", "y"]].to_numpy().tolist() == [[100, 200]]
+
+
+def write_raw_h5(path, names=("x", "y"), **values):
+    with h5py.File(path, "w") as file:
+        group = file.create_group("df")
+        group.attrs["nblocks"] = 1
+        group["block0_items"] = np.array(names, dtype="S")
+        group.create_dataset("block0_values", **values)
+
+
+def test_a_small_file_that_unpacks_to_more_than_the_bound(tmp_path):
+    write_raw_h5(tmp_path / "a.h5", shape=(2**26, 2), dtype="f8", chunks=True)  # nothing of it is stored
+    write_raw_h5(tmp_path / "b.h5", shape=(1, 2), maxshape=(None, 2), dtype="f8", chunks=(2**26, 2))
+    with (tmp_path / "c.csv").open("wb") as file:
+        file.truncate(2**30)
+    for name in ("a.h5", "b.h5", "c.csv"):
+        assert (tmp_path / name).stat().st_blocks < 100
+        refuses(io.read_detections, tmp_path / name, max_gib=0.9, words=["1 GiB", "io.max_gib"])
+
+
+def test_pandas_files_that_lead_elsewhere_or_nowhere(tmp_path):
+    write_raw_h5(tmp_path / "a.h5", shape=(4, 2), dtype="u1", external=[("/etc/hostname", 0, 8)])
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["df"] = h5py.ExternalLink(tmp_path / "a.h5", "df")
+    for name in ("a.h5", "b.h5"):
+        refuses(io.read_detections, tmp_path / name, words=["another file"])
+    write_raw_h5(tmp_path / "c.h5", ["x", "y", "x"], data=np.zeros((3, 4)))
+    refuses(io.read_detections, tmp_path / "c.h5", words=["two columns are called x"])
+    nested = ["x"]
+    for _ in range(40):  # of 2^40 names
+        nested = [nested, nested]
+    FRAME.to_hdf(tmp_path / "d.h5", key="df", format="table")
+    with h5py.File(tmp_path / "d.h5", "r+") as file:
+        file["df/table"].attrs["values_block_0_kind"] = np.bytes_(pickle.dumps(nested, 0))
+    refuses(io.read_detections, tmp_path / "d.h5", words=["expected plain strings"])
+
+
+def test_detections_are_written_whole_or_not_at_all(tmp_path):
+    frame = pd.DataFrame(np.random.default_rng(0).random((2000, 2)), columns=["x", "y"])
+    io.write_detections(tmp_path / "a.h5", frame[:5])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24 * 1024, hard))  # as on a full disk
+    try:
+        for name in ("a.h5", "b.h5"):
+            refuses(io.write_detections, tmp_path / name, frame, words=["cannot be written"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+    pd.testing.assert_frame_equal(io.read_detections(tmp_path / "a.h5"), frame[:5])
+
+
+# A folder of a motion correction by RELION: the coordinates are of hot pixels and of patches.
+MOTION = (
+    "data_general\n\n_rlnImageSizeX 256\n\ndata_local_shift\n\nloop_\n_rlnMicrographFrameNumber #1\n"
+    "_rlnCoordinateX #2\n_rlnCoordinateY #3\n1 9 9\n\ndata_hot_pixels\n\nloop_\n_rlnCoordinateX #1\n"
+    "_rlnCoordinateY #2\n50 40\n"
+)
+
+
+def test_the_one_file_of_each_image_that_holds_detections(tmp_path):
+    for name in ("a.H5", "b.csv", "b.star", "c.Star", "d.box", "d.txt", "e.star", "other.csv", ".a.csv"):
+        (tmp_path / name).write_text(STAR if name == "c.Star" else MOTION)
+    found = io.find_detections(tmp_path, {*"abcdefg"})
+    assert {name: path.name for name, path in found.files.items()} == {
+        "a": "a.H5",
+        "b": "b.csv",
+        "c": "c.Star",
+        "d": "d.box",
+    }
+    assert found.failures == {}
+    assert "2 of 3 .star files hold no picks and were passed over: b.star, e.star" in found.notes[0]
+    assert ".h5 of 1" in found.notes[1]
+    found = io.find_detections(tmp_path, {*"abcd"}, "csv")
+    assert found == ({"b": tmp_path / "b.csv"}, {}, [])
+
+
+def test_every_format_can_be_asked_for():
+    assert [f".{name}" for name in get_args(io.DetectionsFormat)] == list(io.DETECTION_SUFFIXES)
+
+
+def test_several_files_of_detections_are_refused(tmp_path):
+    for name in ("a.h5", "a.csv", "b.csv", "b.CSV"):
+        (tmp_path / name).touch()
+    refuses(io.find_detections, tmp_path, {"a", "b"}, words=["of a, a.h5, a.csv", "detections_format=h5 or csv"])
+    refuses(io.find_detections, tmp_path, {"b"}, words=["of b, b.CSV, b.csv", "move the others away"])
+    (tmp_path / "c.h5").touch()
+    found = io.find_detections(tmp_path, {"a", "b", "c"})
+    assert found.files == {"c": tmp_path / "c.h5"}
+    assert sorted(found.failures) == ["a", "b"]
+    assert found.failures["a"].startswith(f"{tmp_path}: a.h5, a.csv ")
+    found = io.find_detections(tmp_path, {"a", "c"}, "h5")
+    assert found == ({"a": tmp_path / "a.h5", "c": tmp_path / "c.h5"}, {}, [])
 
 
 # ---- .grace folders ---------------------------------------------------------------------------------------------
@@ -528,6 +714,10 @@ def test_detections_that_disagree_with_the_nodes(folder):
         write_h5(folder / "a.h5", pos)
         with pytest.warns(InputWarning, match=rf"a\.h5: {found}"):
             assert_equal_graphs(sample(folder, **KEEP).graph, GRAPH)
+    (folder / "a.h5").rename(folder / "a.H5")
+    (folder / "a.star").write_text(MOTION)
+    with pytest.warns(InputWarning, match=r"a\.H5: 3 "):
+        sample(folder)
 
 
 # ---- instances.json ---------------------------------------------------------------------------------------------

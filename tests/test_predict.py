@@ -308,6 +308,39 @@ def test_detections_may_lie_elsewhere_and_what_has_no_partner_is_named(predicted
     expect_refusal(predicted(f"out_dir={data}"), "out_dir: .* is image_dir too")
 
 
+def test_several_files_of_detections_are_asked_for(predicted, data):
+    table = io.read_detections(data / f"{NAMES[0]}.h5")
+    table[:3].to_csv(data / f"{NAMES[0]}.csv")
+    (data / f"{NAMES[1]}.h5").rename(data / f"{NAMES[1]}.H5")
+    (data / f"{NAMES[1]}.star").write_text("data_hot_pixels\n\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 2\n")
+    status, out, err = predicted()
+    assert status == 1
+    assert out.endswith("; 1 of 3 images failed\n")
+    assert f"1 of 1 .star files hold no picks and were passed over: {NAMES[1]}.star" in err
+    assert re.search(f"grace-predict: .*data: {NAMES[0]}.h5, {NAMES[0]}.csv .*set detections_format=h5 or csv\n", err)
+    assert predicted("detections_format=h5")[::2] == (0, "")
+    assert io.read_grace(f"out/{NAMES[0]}.grace").graph.num_nodes == len(table)
+    status, _, err = predicted("detections_format=csv", "out_dir=csv")
+    assert (status, err.count("no detections for 2 of 3 images")) == (0, 1)
+    assert io.read_grace(f"csv/{NAMES[0]}.grace").graph.num_nodes == 3
+    expect_refusal(predicted("detections_format=box"), r"no detections \(\.box\) for any of the 3 images")
+    expect_refusal(predicted("detections_format=xml"), "detections_format: 'xml', expected .*'star'")
+    for name in NAMES[1:]:
+        table.to_csv(data / f"{name}.csv")
+    expect_refusal(predicted(), "data: no image has a single file of detections; .*set detections_format=h5 or csv")
+
+
+def test_origins_of_particles_take_the_pixel_size_of_the_image(predicted, data):
+    keep_one(data)
+    table = io.read_detections(data / f"{NAMES[0]}.h5")
+    columns = "".join(f"_{name}\n" for name in ("rlnCoordinateX", "rlnCoordinateY", "rlnOriginXAngst"))
+    rows = "".join(f"{x + 5} {y} 20\n" for x, y in table[["x", "y"]].to_numpy())  # 4 Angstrom per pixel
+    (data / f"{NAMES[0]}.star").write_text(f"data_particles\n\nloop_\n{columns}{rows}")
+    assert predicted("detections_format=star")[0] == 0
+    found = io.read_grace(f"out/{NAMES[0]}.grace").graph.pos.numpy()
+    assert found == pytest.approx(table[["x", "y"]].to_numpy(), abs=1e-3)
+
+
 def test_without_a_pixel_size_no_angstrom_is_invented(predicted, data):
     keep_one(data)
     pixels = mrcfile.read(data / f"{NAMES[0]}.mrc")

@@ -2,7 +2,9 @@
 
 from grace_lightning.io.detections import (
     DETECTION_SUFFIXES,
+    DetectionsFormat,
     find_detections,
+    list_detections,
     read_detections,
     read_points,
     write_detections,

@@ -11,11 +11,11 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import expect_folder, reading, some
+from grace_lightning.files import MAX_GIB, expect_folder, reading, some
 from grace_lightning.graph import Ints, Sample, expect_inside, from_detections
-from grace_lightning.io.detections import find_detections, read_detections, read_points
+from grace_lightning.io.detections import list_detections, read_detections, read_points
 from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
-from grace_lightning.io.images import IMAGE_SUFFIXES, read_image, stem
+from grace_lightning.io.images import IMAGE_SUFFIXES, pixel_size, read_image, stem
 from grace_lightning.io.relion import TiffOrigin, counts_from_bottom, mirrored
 from grace_lightning.truth import with_truth
 
@@ -67,12 +67,11 @@ def find_sources(image_dir: str | Path, grace_dir: str | Path | None = None) -> 
         if alone := sorted(found.keys() - common):
             message = f"{folder}: {len(alone)} of {len(found)} {lack} and were skipped: {some(alone)}"
             warnings.warn(message, InputWarning, stacklevel=2)
-    sources = []
+    sources, listed = [], list_detections(grace_dir) | list_detections(image_dir)
     for name in sorted(common):
-        detections = find_detections(image_dir, name) or find_detections(grace_dir, name)
         traced = (folder / f"{name}.instances.json" for folder in (grace_dir, image_dir))
         instances = next(filter(Path.is_file, traced), None)
-        sources.append(Source(name, images[name], graces[name], detections, instances))
+        sources.append(Source(name, images[name], graces[name], listed.get(name, [None])[0], instances))
     return sources
 
 
@@ -97,7 +96,12 @@ def read_instances(path: str | Path, num_nodes: int) -> dict[str, Ints]:
 
 
 def read_sample(
-    source: Source, *, frame: int | str | None = None, tiff_origin: TiffOrigin = "bottom", **keep: bool
+    source: Source,
+    *,
+    frame: int | str | None = None,
+    tiff_origin: TiffOrigin = "bottom",
+    max_gib: float = MAX_GIB,
+    **keep: bool,
 ) -> Sample:
     """Read image (see :func:`read_image`), graph (``keep``: see :func:`read_grace`) and truth of one micrograph.
 
@@ -119,7 +123,7 @@ def read_sample(
             raise InputError(f"{source.grace / ANNOTATION}: {found}, {expected}")
     elif source.detections is not None:
         nodes, annotation, metadata = source.detections, None, {}
-        pos, confidence = read_points(nodes)
+        pos, confidence = read_points(nodes, pixel_size=pixel_size(source.image), max_gib=max_gib)
         if counts_from_bottom(nodes, source.image, tiff_origin):
             pos = mirrored(pos, height)
         graph = from_detections(pos, confidence)[0]
@@ -132,14 +136,15 @@ def read_sample(
     sample = Sample(source.name, image, graph, annotation, metadata=metadata)
     if source.grace is None:
         return sample
-    if source.detections is not None and source.detections.suffix == ".h5":
-        _compare(source.detections, nodes, graph.pos)
+    if source.detections is not None and source.detections.suffix.lower() == ".h5":
+        _compare(source.detections, nodes, graph.pos, max_gib)
     return with_truth(sample, read_instances(source.instances, graph.num_nodes) if source.instances else None)
 
 
-def _compare(detections: Path, nodes: Path, pos: Tensor) -> None:
+def _compare(detections: Path, nodes: Path, pos: Tensor, max_gib: float) -> None:
     """Warn if the detections are not the nodes; the order of the rows does not matter."""
-    found, used = read_detections(detections)[["x", "y"]].to_numpy(np.float64), pos.numpy().astype(np.float64)
+    found = read_detections(detections, max_gib=max_gib)[["x", "y"]].to_numpy(np.float64)
+    used = pos.numpy().astype(np.float64)
     apart = max(np.max(KDTree(a).query(b)[0], initial=0.0) for a, b in ((found, used), (used, found)))
     if len(found) != len(used) or apart > TOLERANCE_PX:
         text = f"{len(found)} detections, but {nodes} has {len(used)}; they differ by up to {apart:.2f} px"

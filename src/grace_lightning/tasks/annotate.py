@@ -37,6 +37,7 @@ def annotate_folder(
     out_dir: str,
     *,
     detections_dir: str | None = None,
+    detections_format: io.DetectionsFormat | None = None,
     mask_dir: str | None = None,
     frame: int | str | None = None,
     overwrite: bool = False,
@@ -49,13 +50,15 @@ def annotate_folder(
     an :class:`InputError`.
 
     Detections, unless a ``detector`` finds them in the image (1, H, W), and masks are in ``image_dir`` if no folder is
-    given. ``frame`` is of stacks, see :func:`grace_lightning.io.read_image`; ``tiff_origin``, see
+    given. ``detections_format`` says which file to take if several hold the detections of an image. ``frame`` is of
+    stacks, see :func:`grace_lightning.io.read_image`; ``tiff_origin``, see
     :func:`grace_lightning.io.counts_from_bottom`. Without ``overwrite``, images that have an ``X.grace`` in ``out_dir``
     are left out.
     """
-    if detector is not None and detections_dir is not None:
-        found = f"detections_dir: {detections_dir}, but the detections are to be found in the images"
-        raise InputError(f"{found}; leave out one of detections_dir and detections=ridge")
+    for key, value in {"detections_dir": detections_dir, "detections_format": detections_format}.items():
+        if detector is not None and value is not None:
+            found = f"{key}: {value}, but the detections are to be found in the images"
+            raise InputError(f"{found}; leave out one of {key} and detections=ridge")
     for key, folder in {"image_dir": image_dir, "detections_dir": detections_dir, "mask_dir": mask_dir}.items():
         if folder is not None:
             expect_folder(folder, key)
@@ -65,6 +68,9 @@ def annotate_folder(
         paths = io.leave_out_masks(paths)
     images, masks = {io.stem(path): path for path in paths}, io.find_masks(masks_in, paths)
     todo = {name: path for name, path in images.items() if overwrite or not (out / f"{name}.grace").exists()}
+    detected = io.find_detections(found_in, todo if detector is None else (), detections_format)
+    for note in detected.notes:
+        warnings.warn(note, InputWarning, stacklevel=2)
     count: Counter[str] = Counter()
 
     def annotate_image(name: str, path: Path) -> None:
@@ -74,16 +80,19 @@ def annotate_folder(
         image = io.read_image(path, frame=frame)
         size = image.shape[1], image.shape[2]
         mask = io.read_mask(masks[name], size, frame=frame)
-        detections = out / f"{name}.h5" if detector else io.find_detections(found_in, name)
+        if name in detected.failures:
+            raise InputError(detected.failures[name])
+        detections = out / f"{name}.h5" if detector else detected.files.get(name)
         if detections is None:
-            expected = f"expected {name} with one of {', '.join(io.DETECTION_SUFFIXES)}"
+            suffixes = ", ".join(io.DETECTION_SUFFIXES) if detections_format is None else f".{detections_format}"
+            expected = f"expected {name} with one of {suffixes}"
             remedy = "set detections_dir, or detections=ridge to find some in the image"
             raise InputError(f"{path}: no detections in {found_in}, {expected}; {remedy}")
         if detector is not None:
             if detections.exists() and not overwrite:
                 raise InputError(f"{detections}: is there already; set out_dir to another folder, or overwrite=true")
             io.write_detections(detections, detector(image))
-        pos, confidence = io.read_points(detections)
+        pos, confidence = io.read_points(detections, pixel_size=io.pixel_size(path))
         try:
             pos = io.y_from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
         except InputError as error:

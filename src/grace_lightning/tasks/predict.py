@@ -89,7 +89,7 @@ def predict(cfg: DictConfig) -> None:
     _check(config)
     out_dir, overwrite = Path(config["out_dir"]), config["overwrite"]
     export: Export = build(config["export"], "export")
-    sources = _find_sources(config, out_dir)
+    sources, ambiguous = _find_sources(config, out_dir)
     predictor = load_predictor(config)
     frame = predictor.frame if config["frame"] is None else config["frame"]
     tiff_origin, exported = config["io"]["tiff_origin"], [Path(f"X{suffix}") for suffix in export.suffixes]
@@ -103,6 +103,7 @@ def predict(cfg: DictConfig) -> None:
         raise InputError(f"out_dir: {out_dir} cannot be made ({error.strerror})") from error
     failures, wanted = _left_to_do(sources, out_dir, export, settings, overwrite)
     skipped = len(sources) - len(wanted) - len(failures)
+    failures |= ambiguous
 
     # Each process has listed the images before any of them writes a result: launching waits for all.
     keys = ("accelerator", "strategy", "devices", "num_nodes", "precision")
@@ -145,7 +146,7 @@ def predict(cfg: DictConfig) -> None:
         told += f" ({skipped} done before, overwrite=true does them anew)" if skipped else ""
         closed = sum(part[2] for part in parts)
         told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
-        told += f"; {len(failures)} of {len(sources)} images failed" if failures else ""
+        told += f"; {len(failures)} of {len(sources) + len(ambiguous)} images failed" if failures else ""
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
         told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, tiff_origin) for pair in files) else ""
         Console().print(told, highlight=False, soft_wrap=True)
@@ -171,6 +172,7 @@ def load_predictor(config: Config) -> Predictor:
 def _check(config: Config) -> None:
     kinds: Config = {"image_dir": str | None, "detections_dir": str | None, "out_dir": str, "overwrite": bool}
     kinds |= {"frame": int | Literal["mean"] | None, "pixel_size": float | None}
+    kinds |= {"detections_format": io.DetectionsFormat | None}
     for key, expected in kinds.items():
         check_value(config[key], expected, key)
     check_value(config["io"]["tiff_origin"], io.TiffOrigin, "io.tiff_origin")
@@ -189,8 +191,11 @@ def _warn(message: str) -> None:
         warnings.warn(message, InputWarning, stacklevel=3)
 
 
-def _find_sources(config: Config, out_dir: Path) -> list[io.Source]:
-    """Find images with detections, sorted by name; warn of images without, and of detections without an image."""
+def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[str, str]]:
+    """Find images with detections, sorted by name; warn of images without, and of detections without an image.
+
+    Also returns, by name, why images fail for which several files hold detections.
+    """
     image_dir = Path(config["image_dir"])
     detections_dir = Path(config["detections_dir"] or image_dir)
     for key, folder in {"image_dir": image_dir, "detections_dir": detections_dir}.items():
@@ -199,12 +204,15 @@ def _find_sources(config: Config, out_dir: Path) -> list[io.Source]:
             same = f"{out_dir} is {key} too, where results would replace images, detections or annotations"
             raise InputError(f"out_dir: {same}; choose another folder")
     images = {io.stem(path): path for path in io.find_images(image_dir)}
-    found = {name: io.find_detections(detections_dir, name) for name in images}
-    files = [path for path in detections_dir.iterdir() if path.suffix in io.DETECTION_SUFFIXES and path.is_file()]
-    alone = sorted(path.name for path in files if path.stem not in images and not path.name.startswith("."))
-    lacking = [name for name, path in found.items() if path is None]
-    if len(lacking) == len(images):
-        suffixes = io.DETECTION_SUFFIXES
+    found = io.find_detections(detections_dir, images, config["detections_format"])
+    listed = io.list_detections(detections_dir, config["detections_format"])
+    alone = sorted(path.name for name, paths in listed.items() if name not in images for path in paths)
+    lacking = [name for name in images if name not in found.files and name not in found.failures]
+    for note in found.notes:
+        _warn(note)
+    if not found.files:
+        only = config["detections_format"]
+        suffixes = io.DETECTION_SUFFIXES if only is None else (f".{only}",)
         raise InputError(
             f"{detections_dir}: no detections ({', '.join(suffixes)}) for any of the {len(images)} images in "
             f"{image_dir}, such as {lacking[0]}{suffixes[0]}" + (f"; found {some(alone)}" if alone else "")
@@ -213,7 +221,8 @@ def _find_sources(config: Config, out_dir: Path) -> list[io.Source]:
         _warn(f"{detections_dir}: no detections for {len(lacking)} of {len(images)} images, left out: {some(lacking)}")
     if alone:
         _warn(f"{detections_dir}: no image for {len(alone)} detection files, left out: {some(alone)}")
-    return [io.Source(name, images[name], detections=path) for name, path in found.items() if path is not None]
+    files = [io.Source(name, images[name], detections=path) for name, path in found.files.items()]
+    return files, found.failures
 
 
 def _left_to_do(
@@ -256,14 +265,14 @@ def _read(
 ) -> tuple[Micrograph, Prepared]:
     assert source.detections is not None
     image = io.read_image(source.image, frame=frame)
-    pos, confidence = io.read_points(source.detections)
+    pixel_size = io.pixel_size(source.image) if pixel_size is None else float(pixel_size)
+    pos, confidence = io.read_points(source.detections, pixel_size=pixel_size)
     size = image.shape[1], image.shape[2]
     try:
         pos = io.y_from_top(pos, source.detections, image=source.image, shape=size, tiff_origin=tiff_origin)
         prepared = predictor.prepare(image, pos, confidence, source.name)
     except InputError as error:
         raise InputError(f"{source.detections}: {error}") from error
-    pixel_size = io.pixel_size(source.image) if pixel_size is None else float(pixel_size)
     flipped = tiff_origin == "bottom" and io.is_tiff(source.image)
     known = pixel_size, os.path.abspath(source.image), flipped
     return Micrograph(source.name, source.image.name, size, figures.thumbnail(image), *known), prepared
