@@ -4,8 +4,8 @@
     python benchmarks/epoch.py --models gcn --augment default --size 1500
 
 Everything but the images is as ``grace-train`` makes it, batch size, trainer and metrics included; validation,
-checkpoints, progress bar and logger are off. Augmentation turns the images, which takes time that grows with their
-size.
+checkpoints, progress bar and logger are off. Augmentation turns the images and lays copies of annotated filaments on
+them, which takes time that grows with their size.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from grace_lightning.data import EpochSampler, GraceDataset
 from grace_lightning.graph import Graph, Sample, delaunay
 from grace_lightning.tasks.common import quiet_lightning
 from grace_lightning.tasks.train import build_augmentation
+from grace_lightning.truth import label_by_mask, with_truth
 
 WARM_UP = 2
 """Epochs that are not counted."""
@@ -51,10 +52,10 @@ class EpochClock(pl.Callback):
 def random_sample(number: int, nodes: int, size: int) -> Sample:
     generator = torch.Generator().manual_seed(number)
     pos = torch.rand(nodes, 2, generator=generator) * (size - 1)
-    edges = delaunay(pos)
-    label = torch.randint(2, (nodes,), generator=generator)
-    graph = Graph(pos, edges).with_labels(node=label, edge=label[edges].amin(dim=0))
-    return Sample(f"random_{number}", torch.randn(1, size, size, generator=generator), graph)
+    rows = torch.arange(size)[:, None].expand(size, size)
+    annotation = torch.where(rows % (size // 5) < size // 25, 1 + rows // (size // 5), 0)  # five filaments or six
+    graph = label_by_mask(Graph(pos, delaunay(pos)), annotation)
+    return with_truth(Sample(f"random_{number}", torch.randn(1, size, size, generator=generator), graph, annotation))
 
 
 def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> list[float]:

@@ -1,7 +1,7 @@
 """How well and how fast filaments are linked, on simulated detections whose true labels are blurred into probabilities.
 
     python benchmarks/link.py                               # all three tables
-    python benchmarks/link.py --seeds 0 1 --tables accuracy
+    python benchmarks/link.py --seeds 0 1 --tables accuracy --scenes crossing bundles
 
 A blur of d leaves probabilities as a calibrated classifier gives them whose log-likelihood ratios are normal, of mean
 d^2 / 2 for positives and -d^2 / 2 for negatives and of variance d^2, independent for every node and every edge; its
@@ -42,9 +42,7 @@ SIMULATORS = {
     "default": Simulator(),
     "bundles": Simulator(num_filaments=8, p_touching=0.5),
 }
-SCENES = [(name, blur) for name in SIMULATORS for blur in (None, 4.0, 3.0, 2.5, 2.25)] + [
-    (f"{name}+", blur) for name in SIMULATORS for blur in (None, 3.0)
-]
+BLURS = {"": (None, 4.0, 3.0, 2.5, 2.25), "+": (None, 3.0)}
 REACH = 2.5  # filament widths
 VARIATIONS: dict[str, tuple[float, float]] = {
     "end_cost": (3.0, 5.0),
@@ -75,16 +73,17 @@ def with_longer_edges(graph: Graph, annotation: torch.Tensor, reach: float) -> G
     return label_by_mask(Graph(graph.pos, edges), annotation)
 
 
-def simulated(seeds: list[int]) -> dict[str, list[Scene]]:
-    scenes: dict[str, list[Scene]] = {}
-    for name, simulator in SIMULATORS.items():
+def simulated(names: list[str], seeds: list[int]) -> dict[str, list[Scene]]:
+    scenes: dict[str, list[Scene]] = {f"{name}{edges}": [] for edges in BLURS for name in names}
+    for name in names:
+        simulator = SIMULATORS[name]
         for seed in seeds:
             simulation = simulator(name, image_generator(seed, name))
             truth = [frozenset(nodes) for nodes in simulation.instances.values() if len(nodes) > 1]
             graph, annotation = simulation.sample.graph, simulation.sample.annotation
-            scenes.setdefault(name, []).append(Scene(graph, truth))
+            scenes[name].append(Scene(graph, truth))
             longer = with_longer_edges(graph, annotation, REACH * simulator.scale)
-            scenes.setdefault(f"{name}+", []).append(Scene(longer, truth))
+            scenes[f"{name}+"].append(Scene(longer, truth))
     return scenes
 
 
@@ -116,20 +115,26 @@ def score(linker: Linker, scenes: list[Scene], blur: float | None) -> tuple[floa
     return 2 * hits / total, float(np.mean(best))
 
 
-def accuracy(scenes: dict[str, list[Scene]]) -> Table:
+def blurred_scenes(scenes: dict[str, list[Scene]]) -> list[tuple[str, float | None]]:
+    return [(name, blur) for name in scenes for blur in BLURS["+" if name.endswith("+") else ""]]
+
+
+def accuracy(scenes: dict[str, list[Scene]], nodes: list[int]) -> Table:
     linkers = {"Components()": Components(), "Programme()": Programme()}
     table = Table("scene", "blur d", *linkers, title="F1@0.5 / mean best IoU", title_justify="left")
-    for name, blur in SCENES:
+    for name, blur in blurred_scenes(scenes):
         scores = ["{:.3f} / {:.3f}".format(*score(linker, scenes[name], blur)) for linker in linkers.values()]
         table.add_row(name, "perfect" if blur is None else f"{blur:g}", *scores)
     return table
 
 
-def costs(scenes: dict[str, list[Scene]]) -> Table:
+def costs(scenes: dict[str, list[Scene]], nodes: list[int]) -> Table:
     table = Table("Programme", "F1@0.5", "mean best IoU", title="mean over all scenes", title_justify="left")
     changes = [{}] + [{name: value} for name, values in VARIATIONS.items() for value in values]
     for change in changes:
-        f1, iou = np.mean([score(Programme(**change), scenes[name], blur) for name, blur in SCENES], axis=0)
+        f1, iou = np.mean(
+            [score(Programme(**change), scenes[name], blur) for name, blur in blurred_scenes(scenes)], axis=0
+        )
         name = ", ".join(f"{key}={value:g}" for key, value in change.items()) or "defaults"
         table.add_row(name, f"{f1:.3f}", f"{iou:.3f}")
     return table
@@ -157,13 +162,13 @@ def cpu_seconds(scenes: list[Scene], nodes: int, blur: float | None) -> float:
     return time.process_time() - start
 
 
-def times(scenes: dict[str, list[Scene]]) -> Table:
-    table = Table("CPU seconds", "blur d", *(f"N = {nodes:,}" for nodes in GOAL))
-    for name in SIMULATORS:
+def times(scenes: dict[str, list[Scene]], nodes: list[int]) -> Table:
+    table = Table("CPU seconds", "blur d", *(f"N = {count:,}" for count in nodes))
+    for name in filter(SIMULATORS.__contains__, scenes):
         for blur in (None, 3.0, 2.5):
-            seconds = [f"{cpu_seconds(scenes[name], nodes, blur):.2f}" for nodes in GOAL]
+            seconds = [f"{cpu_seconds(scenes[name], count, blur):.2f}" for count in nodes]
             table.add_row(name, "perfect" if blur is None else f"{blur:g}", *seconds)
-    table.add_row("goal, at most", "", *(f"{goal:g}" for goal in GOAL.values()))
+    table.add_row("goal, at most", "", *(f"{GOAL[count]:g}" if count in GOAL else "-" for count in nodes))
     return table
 
 
@@ -172,11 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[30, 31, 32, 33, 34, 35])
     parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
+    parser.add_argument("--scenes", nargs="+", choices=SIMULATORS, default=list(SIMULATORS))
+    parser.add_argument("--nodes", type=int, nargs="+", default=list(GOAL), metavar="N", help="of the table of time")
     args = parser.parse_args()
 
-    scenes = simulated(args.seeds)
+    scenes = simulated(args.scenes, args.seeds)
     for name in args.tables:
-        Console().print(tables[name](scenes))
+        Console().print(tables[name](scenes, args.nodes))
 
 
 if __name__ == "__main__":

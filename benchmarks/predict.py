@@ -21,28 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import compose
-from omegaconf import OmegaConf
+from common import compose, untrained
 from rich.console import Console
 from rich.table import Table
 
 from grace_lightning import Predictor, figures, io
-from grace_lightning.checkpoint import build_module
-from grace_lightning.config import build
-from grace_lightning.module import CHECKPOINT_KEY
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks.predict import Export, Micrograph, predict, write_results
 
 Times = dict[str, np.ndarray]
 """Wall and CPU seconds by part."""
-
-
-def untrained(path: Path) -> Path:
-    """Write a checkpoint of an untrained network."""
-    config = OmegaConf.to_container(compose("train", "run_dir=."), resolve=True)
-    module = build_module(config, build(config["features"], "features"))
-    torch.save({CHECKPOINT_KEY: config, "state_dict": module.state_dict()}, path)
-    return path
 
 
 def simulate(folder: Path, size: int, detections: int, images: int) -> list[Path]:

@@ -1,6 +1,7 @@
-"""Every benchmark still runs: at its smallest size, which measures nothing."""
+"""Every benchmark still runs, with all its tables and options: at its smallest size, which measures nothing."""
 
 import importlib.util
+import re
 import runpy
 import shlex
 import sys
@@ -13,19 +14,43 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SHORT = "trainer.max_epochs=1 features.scale=10 evaluate.pictures=false callbacks.projector=null"
 FEW = "callbacks.figures=null"
 TINY = "features.channels=[8] features.hidden=8 model.hidden=8"
-RUNS = {  # arguments, and how a row begins
-    "accuracy": (f"--data roots --seeds 0 --folds 2 -- '{SHORT} {FEW}'", FEW),
-    "dashboards": (
-        f"data=folders data.train_image_dir=roots/train data.valid_image_dir=roots/valid {SHORT} {TINY}",
-        "Figures",
-    ),
-    "epoch": ("--models gcn --images 2 --nodes 20 --size 96 --epochs 1", "gcn"),
-    "features": ("--name efficientnet_lite0 --size 96 --detections 5 --micrograph 96 128 --views 96 5", "per_patch"),
-    "link": ("--seeds 30 --tables accuracy", "default"),
-    "predict": ("--size 192 --detections 20 --images 2", "grace-predict"),
-    "prepare": ("--nodes 50 --size 96 --repeats 1", "patches and statistics"),
-    "reference": (f"--data roots --models gcn --seeds 0 -- {SHORT} {FEW}", "gradient boosting"),
+FOLDERS = "data=folders data.train_image_dir=roots/train data.valid_image_dir=roots/valid"
+RUNS = {  # by benchmark: arguments, and patterns that rows begin with
+    "accuracy": [
+        (f"--data roots --seeds 0 --folds 2 -- '{SHORT} {FEW}'", [FEW]),
+        (f"--data roots --seeds 0 --split valid -- '{SHORT} {FEW} {TINY}'", [FEW]),
+    ],
+    "dashboards": [
+        (
+            f"--without {FOLDERS} {SHORT} {TINY}",
+            [r"Figures +│ (?!0\.00)", "run with dashboards", "run without dashboards", "start"],
+        )
+    ],
+    "epoch": [("--models gcn gat --augment none default --images 2 --nodes 20 --size 96 --epochs 1", ["gcn", "gat"])],
+    "features": [
+        (
+            "--name efficientnet_lite0 --size 96 --detections 5 --micrograph 96 128 --views 96 5",
+            ["bare network", "per_patch", "dense", "dense, 128 x 96", "resnet18", "efficientnet_lite0"],
+        )
+    ],
+    "fuzz": [("--count 6 --seed 1 --kinds csv 'h5 table' --keep kept", ["csv", "h5 table", "all"])],
+    "link": [
+        (
+            "--seeds 30 --tables accuracy costs time --scenes crossing --nodes 60",
+            ["crossing", r"crossing\+", "defaults", "min_relative_probability=0.95", "goal"],
+        )
+    ],
+    "predict": [
+        ("--size 192 --detections 20 --images 2", ["one after the other", "grace-predict"]),
+        ("--size 192 --detections 20 --images 2 --checkpoint {checkpoint}", ["one after the other", "grace-predict"]),
+    ],
+    "prepare": [("--nodes 50 60 --size 96 --repeats 1", ["patches and statistics", "total", "goal"])],
+    "reference": [
+        (f"--data roots --models gcn --seeds 0 -- {SHORT} {FEW}", ["logistic regression", "gradient boosting", "gcn"]),
+        (f"--data roots --models gat --seeds 0 --split valid -- {SHORT} {FEW}", ["gradient boosting", "gat"]),
+    ],
 }
+CASES = [pytest.param(name, *run, id=f"{name}{k}") for name, runs in RUNS.items() for k, run in enumerate(runs)]
 
 
 @pytest.fixture
@@ -37,18 +62,20 @@ def roots(simulated, tmp_path):
             (tmp_path / "roots" / part / file.name).symlink_to(file)
 
 
-def test_all_are_run():
-    assert set(RUNS) | {"common"} == {path.stem for path in FOLDER.glob("*.py")}
+def test_all_are_run_with_all_their_options():
+    options = {path.stem: set(re.findall(r'"(--\w+)"', path.read_text())) for path in FOLDER.glob("*.py")}
+    del options["common"]
+    assert {name: set(re.findall(r"--\w+", str(runs))) for name, runs in RUNS.items()} == options
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_prints_its_table(name, roots, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "arguments", "rows"), CASES)
+def test_prints_its_tables(name, arguments, rows, roots, checkpoint, tmp_path, monkeypatch, capsys):
     if name == "features" and not importlib.util.find_spec("timm"):
         pytest.skip("needs the extra backbones")
-    arguments, row = RUNS[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *shlex.split(arguments)])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *shlex.split(arguments.format(checkpoint=checkpoint))])
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name=name)["main"]()
-    assert f"│ {row}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert [row for row in rows if not re.search(f"│ {row}", printed)] == []

@@ -93,3 +93,8 @@ def test_run_time_arguments_are_passed_as_they_are():
     made = build({"_target_": f"{__name__}.Holder", "length": 3}, "holder", held=(held := [object()]))
     assert (made.length, made.held is held) == (3, True)
     assert build({}, "scheduler") is None
+
+
+def test_nothing_in_text_is_resolved():
+    held = ["${oc.env:HOME}", {"\\${x}": "\\${x}"}, "$"]
+    assert build({"_target_": f"{__name__}.Holder", "length": 3, "held": held}, "holder").held == held

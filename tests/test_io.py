@@ -552,11 +552,15 @@ def test_writing_replaces_the_whole_folder(grace):
     ("file", "columns", "words"),
     [
         ("nodes.parquet", {"x": None}, ["no column x"]),
-        ("nodes.parquet", {"x": [0.0, np.nan, 1, 2]}, ["node 1 at x=nan, y=0.0", "1 of 4"]),
+        ("nodes.parquet", {"x": [0.0, np.nan, 1, 2]}, ["x of node 1 is nan", "1 of 4"]),
         ("nodes.parquet", {"x": [0.0, None, 1, 2]}, ["x is empty in 1 of 4"]),
         ("nodes.parquet", {"node_ground_truth": [0, 1, 3, 0]}, ["node_ground_truth 3 in row 2", "2 (unknown)"]),
         ("nodes.parquet", {"node_ground_truth": [0, 0.5, 1, 0]}, ["node_ground_truth, here double, is int64"]),
+        ("nodes.parquet", {"y": [0.0, 0, 1e300, 2]}, ["y of node 2 is 1e+300", "finite"]),  # infinite as float32
+        ("nodes.parquet", {"confidence": [0.0, 0, np.nan, 2]}, ["confidence of node 2 is nan"]),
+        ("nodes.parquet", {"x": ["1", "2", "3", "4"]}, ["x is text, expected numbers"]),
         ("nodes.parquet", {"node_image_patch_latent_embedding": [[1.0], [1.0, 2], [1], [1]]}, ["one length"]),
+        ("nodes.parquet", {"node_image_patch_latent_embedding": [1.0, 2, 3, 4]}, ["lists"]),
         ("edges.parquet", {"target": [1, 1203, 1, 1, 1]}, ["row 1 joins [0, 1203]", "from 0 to 3", "rebuild"]),
         ("edges.parquet", {"source": [-1, 2, 2, 2, 2]}, ["row 0 joins [-1, 3]"]),
         ("edges.parquet", {"edge_ground_truth": [0, 0, 0, -1, 0]}, ["edge_ground_truth -1 in row 3"]),
@@ -567,6 +571,54 @@ def test_writing_replaces_the_whole_folder(grace):
 def test_bad_tables(grace, file, columns, words):
     edit(grace / file, **columns)
     refuses(io.read_grace, grace, at=grace / file, words=words)
+
+
+@pytest.mark.parametrize(("file", "name"), [("nodes.parquet", "x"), ("edges.parquet", "target")])
+def test_two_columns_of_one_name(grace, file, name):
+    table = pq.read_table(grace / file)
+    pq.write_table(table.append_column(name, table[name]), grace / file)
+    refuses(io.read_grace, grace, at=grace / file, words=[f"2 columns are named {name}"])
+
+
+def huge_nodes(folder, rows=4, length=1):
+    """Write a small table of many rows, or of long lists."""
+    lists = pa.ListArray.from_arrays(pa.array([0, length]), pa.array(np.ones(length, np.float32)))
+    columns = {name: pa.nulls(rows, kind) for name, kind in (("x", pa.float32()), ("y", pa.float32()))}
+    columns |= {"node_ground_truth": pa.nulls(rows, pa.int64())}
+    columns |= {"node_image_patch_latent_embedding": lists} if length > 1 else {}
+    pq.write_table(pa.table(columns), folder / "nodes.parquet", compression="zstd")
+
+
+def huge_annotation(folder, size):
+    """Write a small file of many pixels."""
+    np.savez_compressed(folder / "annotation.npz", annotation=np.zeros((size, size), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [
+        ("nodes.parquet", lambda folder: huge_nodes(folder, rows=200_000)),
+        ("nodes.parquet", lambda folder: huge_nodes(folder, rows=1, length=600_000)),
+        ("annotation.npz", lambda folder: huge_annotation(folder, 2_100)),
+        ("annotation.npz", lambda folder: huge_annotation(folder, 1_050)),  # as int32
+        ("metadata.json", lambda folder: (folder / "metadata.json").write_text(f"[{'{},' * 70_000}0]")),
+    ],
+)
+def test_small_files_that_unpack_to_more_than_there_is_room_for(grace, file, write):
+    write(grace)
+    assert (grace / file).stat().st_size < 2**18
+    refuses(io.read_grace, grace, at=grace / file, max_gib=2**-8, words=["expected at most 0.00390625", "data.max_gib"])
+
+
+def test_an_archive_that_lies_about_its_size_is_not_unpacked(grace):
+    huge_annotation(grace, 4_000)
+    content, size = (grace / "annotation.npz").read_bytes(), (4_000**2 + 128).to_bytes(4, "little")
+    assert size in content
+    (grace / "annotation.npz").write_bytes(content.replace(size, (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    refuses(io.read_grace, grace, at=grace / "annotation.npz")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("file", ["nodes.parquet", "edges.parquet", "metadata.json"])
@@ -583,6 +635,8 @@ def test_missing_and_damaged_files(grace, file):
         ("mask", np.zeros((2, 2)), ["no array annotation", "found mask"]),
         ("annotation", np.zeros((2, 2, 2)), ["float64", "(2, 2, 2)", "integers of shape (H, W)"]),
         ("annotation", np.array([[None]]), ["allow_pickle"]),
+        ("annotation", np.array([[0, -3]]), ["holds -3"]),
+        ("annotation", np.array([[0, 2**40]]), ["holds 1099511627776", "below 2**31"]),
     ],
 )
 def test_bad_annotation(grace, name, array, words):

@@ -131,7 +131,21 @@ def test_strings_stand_for_values(text, value):
 
 
 def test_text_reaches_hydra_as_it_is():
-    texts = ["a b", "it's", "back\\", "\\'", "${x}", "a,b", "{a: [1]}", "", "é=1", "C:\\new\\x", "5"]
+    texts = [
+        "a b",
+        "it's",
+        "back\\",
+        "\\'",
+        "${x}",
+        "\\${x}",
+        "a\\\\${oc.env:HOME}'",
+        "a,b",
+        "{a: [1]}",
+        "",
+        "é=1",
+        "C:\\new\\x",
+        "5",
+    ]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = hydra.compose("train", [f"+texts={render(texts)}", f"log_dir={render('it${s} 5')}"])
     assert (cfg.log_dir, list(cfg.texts)) == ("it${s} 5", texts)
@@ -186,6 +200,12 @@ def test_feature_networks_by_name_or_by_file():
     assert [(features.name, features.weights) for features in found] == [("resnet152", None), ("resnet18", file)]
 
 
+def laughs(alias, depth=9):
+    """Return a list of YAML in which an alias comes nine times, in a list that comes nine times, and so on."""
+    names = [alias, *(f"*l{k}" for k in range(depth))]
+    return ", ".join(f"&l{k} [{', '.join([name] * 9)}]" for k, name in enumerate(names))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -200,6 +220,17 @@ def test_feature_networks_by_name_or_by_file():
         ({"patch_size": "(64, 32)"}, "patch_size: .*expected the side of a square in pixels"),
         ({"extractor_fn": "net.pickle"}, r"extractor_fn: .*state dict.*torch.save\(model.state_dict\(\), FILE\)"),
         ({"img_graph_augs": ["random_flop"]}, "img_graph_augs: 'random_flop', expected random_copy_paste or "),
+        ({"learning_rate": "1e999"}, "learning_rate: '1e999', expected a number of 0 or more"),
+        ({"log_dir": "${oc.env:HOME}"}, r"log_dir: '\$\{oc.env:HOME\}', expected text without \$\{"),
+        ({"epochs": "1" * 50_000}, r"epochs: '1{99}\.\.\., expected a whole number"),  # nor does it take a minute
+        ({"patch_size": "[" * 600 + "]" * 600}, r"patch_size: '\[{99}\.\.\., expected the side"),
+        ({"patch_size": f"[&a 1, {laughs('*a')}]"}, r"patch_size: '\[&a 1, .*\.\.\., expected the side"),
+        ({"patch_augs": ["random_edge_crop"], "patch_aug_params": [{"a=1, b": 2}]}, "patch_aug_params: .*by name"),
+        (
+            {"patch_augs": ["random_edge_crop"], "patch_aug_params": [{"p": {"${x}, b": 2}}]},
+            "patch_aug_params: .*by name",
+        ),
+        ({"patch_augs": ["random_edge_crop"], "patch_aug_params": [{"p": [1, float("inf")]}]}, "patch_aug_params: "),
         ({"patch_augs": [], "patch_aug_params": [{}]}, "patch_aug_params: 1 entries, expected 0 as in patch_augs"),
     ],
 )
@@ -214,6 +245,23 @@ def test_wrong_keys_and_values_are_named(content, message):
         ("gone.json", None, "gone.json: not found, expected a configuration of GRACE"),
         ("cut.json", b'{"epochs": 3,', "cut.json: cannot be read as"),
         ("empty.yaml", b"", "empty.yaml: holds a NoneType, expected keys and values"),
+        (
+            "deep.json",
+            b'{"epochs": ' + b"[" * 500 + b"]" * 500 + b"}",
+            "deep.json: cannot be read .*nested more than 10",
+        ),
+        ("deep.yaml", b"epochs: " + b"[" * 600, "deep.yaml: cannot be read .*recursion"),
+        ("itself.yaml", b"epochs: &a [*a]", "itself.yaml: cannot be read .*nested"),
+        (
+            "laughs.yaml",
+            f"a: &a 1\nb: [{laughs('*a')}]".encode(),
+            "laughs.yaml: cannot be read .*more than 10,000 values",
+        ),
+        ("long.json", b" " * 100_001, "long.json: cannot be read .*more than 100,000 characters"),
+        ("twice.json", b'{"epochs": 3, "epochs": 5}', "twice.json: cannot be read .*epochs is there twice"),
+        ("twice.yaml", b"epochs: 3\nepochs: 5", "twice.yaml: cannot be read .*epochs is there twice"),
+        ("zero.json", b'{"log_dir": "\\u0000"}', r"zero.json: cannot be read .*character '\\x00'"),
+        ("half.json", b'{"log_dir": "\\ud800"}', r"half.json: cannot be read .*character '\\ud800'"),
         ("evil.yaml", b"a: !!python/object/apply:os.system ['true']", "evil.yaml: cannot be read"),
     ],
 )
@@ -222,6 +270,12 @@ def test_bad_files_are_named(name, content, message, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_config_file(tmp_path / name)
+
+
+def test_aliases_and_dates_of_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text("hidden_dense_channels: &w [8, 4]\nhidden_graph_channels: *w\nlog_dir: 2024-01-31")
+    content = read_config_file(tmp_path / "a.yaml")
+    assert content == {"hidden_dense_channels": [8, 4], "hidden_graph_channels": [8, 4], "log_dir": "2024-01-31"}
 
 
 def test_the_manual_tells_about_every_key():

@@ -5,12 +5,13 @@ a second time.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from grace_lightning.errors import InputError
@@ -107,8 +108,13 @@ def check_value(value: Any, expected: Any, path: str) -> None:
     raise InputError(f"{path}: {value!r}, expected {kind.replace('None', 'null')}")
 
 
+def literal(text: str) -> str:
+    """Return what OmegaConf takes for ``text``: ``${`` in it refers to nothing."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # only there a backslash is an escape
+
+
 def build(node: Any, path: str, **arguments: Any) -> Any:
-    """Return the object that ``node`` describes, None for an empty node.
+    """Return the object that ``node``, plain containers, describes, None for an empty node.
 
     An :class:`InputError` says what :func:`check` finds or the constructor says, or that a package is not installed.
     ``arguments`` are those that are known at run time only.
@@ -117,15 +123,23 @@ def build(node: Any, path: str, **arguments: Any) -> Any:
         return None
     check(node, path)
     try:
-        if not arguments:
-            return instantiate(node, _convert_="all")
-        # Hydra would copy the arguments, networks among them, into the configuration: the constructor is called here.
-        return instantiate({**node, "_partial_": True}, _convert_="all")(**arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            name = str(node["_target_"]).rpartition(".")[2]
-            reason = str(error.__cause__).replace("HINT: ", "")
-            raise InputError(f"{path}: {name} needs a package that is not installed: {reason}") from None
-        raise
+        return _make(node, **arguments)
+    except ModuleNotFoundError as error:
+        name, reason = str(node["_target_"]).rpartition(".")[2], str(error).replace("HINT: ", "")
+        raise InputError(f"{path}: {name} needs a package that is not installed: {reason}") from None
+
+
+def _make(node: Any, **arguments: Any) -> Any:
+    """Return plain containers with an object in the place of every node that names a class.
+
+    Hydra's own function would take text with ``${`` for a reference, and copy the arguments, networks among them.
+    """
+    if isinstance(node, list):
+        return [_make(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    if "_target_" not in node:
+        return {key: _make(value) for key, value in node.items()}
+    given = {key: _make(value) for key, value in node.items() if not key.startswith("_")} | arguments
+    target = get_object(node["_target_"])
+    return partial(target, **given) if node.get("_partial_") else target(**given)

@@ -5,20 +5,23 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 
-from grace_lightning.config import config_dir
+from grace_lightning.config import config_dir, literal
 from grace_lightning.errors import InputError
 from grace_lightning.files import reading
 
 PARTS = ("train", "valid", "infer")
 FILE_TYPES = ("mrc", "mrc.gz", "mrc.bz2", "tif", "tiff", "png")
+
+MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH = 100_000, 10_000, 10
+"""Of a file, and how deep its lists may be nested. Aliases of YAML count as often as they stand for something."""
 
 NETWORKS = ("resnet152", "resnet18", "resnet50", "efficientnet_lite0")
 """Feature networks that GRACE and this package have."""
@@ -55,11 +58,12 @@ def plain(value: Any) -> Any:
     text = value.strip()
     if text.lower() in ("", "none", "null", "~"):
         return None
-    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", text, re.I):  # for YAML 1.1 a text
+    if re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)e[-+]?\d+", text, re.I):  # for YAML 1.1 a text
         return float(text)
     try:
         loaded = yaml.safe_load(re.sub(r"^\((.*)\)$", r"[\1]", text, flags=re.S))  # a tuple of Python
-    except (yaml.YAMLError, ValueError):
+        _expect_small(loaded)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return value
     if isinstance(loaded, list | dict):
         return plain(loaded)  # for strings in the list
@@ -79,21 +83,33 @@ def _option(value: Any) -> str:
     return str(value).lower().lstrip(".")
 
 
+def _are_parameters(value: Any) -> bool:
+    """Return whether ``value`` has names, which Hydra's parser takes without quotes, of what has no names itself."""
+    return isinstance(value, dict) and all(
+        str(name).isidentifier() and (isinstance(v, bool | str) or (isinstance(v, int | float) and abs(v) < 1e38))
+        for name, given in value.items()
+        for v in _listed(given)
+    )
+
+
 def _network(value: Any) -> str | None:
     """Return the feature network that a value names, or a file with the name in its own."""
     return next((network for network in NETWORKS if network in Path(value).name.lower()), None)
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str | None))
+RUNS = Kind(
+    "text without ${, which Hydra would take for a reference", lambda value: TEXT.fits(value) and "${" not in str(value)
+)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number of 1 or more", lambda value: type(value) is int and value >= 1)
-NUMBER = Kind("a number of 0 or more", lambda value: type(value) in (int, float) and value >= 0)
+NUMBER = Kind("a number of 0 or more", lambda value: type(value) in (int, float) and 0 <= value < 1e38)
 FRACTION = Kind("0 to 1", lambda value: NUMBER.fits(value) and value <= 1)
 WIDTHS = Kind("a list of widths", lambda value: value is not None and all(map(COUNT.fits, _listed(value))))
 NAMES = Kind("a list of names", lambda value: all(isinstance(v, str) for v in _listed(value)))
 PARAMETERS = Kind(
-    "a list with the parameters of each augmentation",
-    lambda value: all(isinstance(v, dict | None) for v in _listed(value)),
+    "a list with the parameters of each augmentation by name: numbers, text, true, false, or lists of these",
+    lambda value: all(v is None or _are_parameters(v) for v in _listed(value)),
 )
 SQUARE = Kind(
     "the side of a square in pixels, such as 64 or [64, 64]",
@@ -135,7 +151,7 @@ ALL_METRICS = (
 KEYS: dict[str, Key] = {
     **{f"{p}_image_dir": Key(TEXT, partial(_image_dir, f"data.{p}_image_dir"), ("folders",)) for p in PARTS},
     **{f"{p}_grace_dir": Key(TEXT, f"data.{p}_grace_dir", ("folders",)) for p in PARTS},
-    "log_dir": Key(TEXT, "log_dir"),
+    "log_dir": Key(RUNS, "log_dir"),
     "filetype": Key(_one_of(*FILE_TYPES), reason="every type that can be read is found"),
     "keep_node_unknown_labels": Key(FLAG, "data.keep_node_unknown_labels"),
     "keep_edge_unknown_labels": Key(FLAG, "data.keep_edge_unknown_labels"),
@@ -183,11 +199,58 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     """Read a ``config.json`` or ``config.yaml``; an :class:`InputError` tells if it is none."""
     path = Path(path).expanduser()
     with reading(path, "a configuration of GRACE"):
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"it has more than {MAX_CHARACTERS:,} characters")
+        is_json = path.suffix.lower() == ".json"
+        content = json.loads(text, object_pairs_hook=_once) if is_json else yaml.load(text, _Loader)
+        _expect_small(content)
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected keys and values")
     return {str(key): value for key, value in content.items()}
+
+
+def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return the dictionary of keys and values; a key that comes twice is an error."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} is there twice")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that come twice, and leaves dates the text that they are: folders have such names."""
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            _once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return super().construct_mapping(node, deep)
+
+
+def _expect_small(content: Any) -> None:
+    """Raise a ValueError for content that no configuration has, and that could take all memory to work with."""
+    for count, value in enumerate(_values(content)):
+        if count > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values, those of aliases included")
+        if isinstance(value, str) and (found := re.search(r"[\0-\x1f\x7f\ud800-\udfff]", value)):
+            raise ValueError(f"it has the character {found[0]!r} in a name or value")
+
+
+def _values(content: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield content and everything in it, as often as it comes."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    yield content
+    parts = [*content.keys(), *content.values()] if isinstance(content, dict) else content
+    for part in parts if isinstance(parts, list | tuple | set) else ():
+        yield from _values(part, depth + 1)
 
 
 def translate(
@@ -231,14 +294,14 @@ def _effects(content: Mapping[str, Any], name: str) -> tuple[dict[str, dict[str,
     effects, reasons, values = {}, {}, {}
     for key, found in content.items():
         if key not in KEYS:
-            raise InputError(f"{name}: {key}: no such key in GRACE; its keys are {', '.join(KEYS)}")
+            raise InputError(f"{name}: {_shown(key)}: no such key in GRACE; its keys are {', '.join(KEYS)}")
         kind, sets, _, reason = KEYS[key]
         value = plain(found)
-        if value is not None and kind in (TEXT, EXTRACTOR):
+        if value is not None and kind in (TEXT, RUNS, EXTRACTOR):
             value = found  # the folder "2024" is no number
         if not kind.fits(value):
             if value is not None:
-                raise InputError(f"{name}: {key}: {found!r}, expected {kind.expected}")
+                raise InputError(f"{name}: {key}: {_shown(repr(found))}, expected {kind.expected}")
             reasons[key] = "it is null"
         elif reason:
             reasons[key] = reason
@@ -256,6 +319,10 @@ def _effects(content: Mapping[str, Any], name: str) -> tuple[dict[str, dict[str,
     return effects, reasons
 
 
+def _shown(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def _augmentations(which: str, names: Sequence[str], parameters: Sequence[Any], file: str) -> dict[str, Any]:
     """Return the parameters of the augmentations that are listed, and null for those that are not."""
     steps = [key for key, step in _load("augment/default.yaml").items() if isinstance(step, dict)]
@@ -265,7 +332,7 @@ def _augmentations(which: str, names: Sequence[str], parameters: Sequence[Any], 
         # random_edge_crop and RandomEdgeCrop are the same
         step = next((step for step in own if step.replace("_", "") == name.replace("_", "").lower()), None)
         if step is None:
-            raise InputError(f"{file}: {which}_augs: {name!r}, expected {' or '.join(own)}")
+            raise InputError(f"{file}: {which}_augs: {_shown(repr(name))}, expected {' or '.join(own)}")
         settings.pop(f"augment.{step}", None)
         settings |= {f"augment.{step}.{key}": value for key, value in (given or {}).items()}
     return {"augment": "default", **settings}
@@ -277,13 +344,10 @@ def render(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, Verbatim):
         return value
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {render(v)}" for key, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(render, value)) + "]"
-    text = str(value).replace("${", "\\${")
     # Hydra takes backslashes for an escape only before a quote and at the end: there each is doubled
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), literal(str(value))) + "'"
 
 
 # On import, so that the processes of a sweep know it, too.

@@ -8,15 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from grace_lightning.errors import InputError
-from grace_lightning.files import expect_folder, reading, replacing, some
+from grace_lightning.files import MAX_GIB, expect_folder, expect_room, reading, replacing, some
 from grace_lightning.graph import EDGE_PROPERTIES, Graph, Label, edge_geometry
 
 NODES, EDGES, ANNOTATION, METADATA = "nodes.parquet", "edges.parquet", "annotation.npz", "metadata.json"
+EMBEDDING = "node_image_patch_latent_embedding"
+MAX_KEY = "data.max_gib"
+"""Of the commands that read these folders."""
+JSON_GROWTH = 24
+"""How many times its text JSON takes in memory, at most: ``{},`` becomes a dictionary of 64 bytes and 8 in a list."""
 
 
 class Grace(NamedTuple):
@@ -28,20 +34,25 @@ class Grace(NamedTuple):
 
 
 def read_grace(
-    path: str | Path, *, keep_node_unknown_labels: bool = False, keep_edge_unknown_labels: bool = False
+    path: str | Path,
+    *,
+    keep_node_unknown_labels: bool = False,
+    keep_edge_unknown_labels: bool = False,
+    max_gib: float = MAX_GIB,
 ) -> Grace:
     """Read the annotated graph of one micrograph, the folder ``X.grace``.
 
     In the graph, each edge comes once, in the file's order, its smaller node first; in the file, it may have either
-    direction and come twice with the same label. UNKNOWN labels become TRUE_NEGATIVE unless they are kept.
+    direction and come twice with the same label. UNKNOWN labels become TRUE_NEGATIVE unless they are kept. It is an
+    error if a file unpacks to more than ``max_gib`` GiB.
     """
     path = Path(path)
     expect_folder(path)
-    nodes, node_label = _read_nodes(path / NODES, keep_node_unknown_labels)
-    edges, edge_label = _read_edges(path / EDGES, len(nodes["pos"]), keep_edge_unknown_labels)
+    nodes, node_label = _read_nodes(path / NODES, keep_node_unknown_labels, max_gib)
+    edges, edge_label = _read_edges(path / EDGES, len(nodes["pos"]), keep_edge_unknown_labels, max_gib)
     graph = Graph(**nodes, edges=edges).with_labels(node=node_label, edge=edge_label)
-    annotation = _read_annotation(path / ANNOTATION) if (path / ANNOTATION).exists() else None
-    return Grace(graph, annotation, _read_metadata(path / METADATA))
+    annotation = _read_annotation(path / ANNOTATION, max_gib) if (path / ANNOTATION).exists() else None
+    return Grace(graph, annotation, _read_metadata(path / METADATA, max_gib))
 
 
 def write_grace(
@@ -101,12 +112,25 @@ def _lists(values: Tensor | None, rows: int) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, array.ravel())
 
 
-def _read_table(path: Path, required: tuple[str, ...]) -> pa.Table:
-    with reading(path, "a table of the .grace folder"):
-        table = pq.ParquetFile(path).read()
-    if missing := [name for name in required if name not in table.column_names]:
-        raise InputError(f"{path}: no column {some(missing)}, expected {', '.join(required)}")
-    return table
+def _read_table(path: Path, required: tuple[str, ...], optional: tuple[str, ...], max_gib: float) -> pa.Table:
+    """Read columns of numbers, or of lists of numbers, each from one column of the file."""
+    with reading(path, "a table of the .grace folder"), pq.ParquetFile(path) as file:
+        names, wanted = file.schema_arrow.names, (*required, *optional)
+        if missing := [name for name in required if name not in names]:
+            raise InputError(f"{path}: no column {some(missing)}, expected {', '.join(required)}")
+        if twice := [name for name in wanted if names.count(name) > 1]:
+            raise InputError(f"{path}: {names.count(twice[0])} columns are named {twice[0]}, expected one")
+        size = 0  # bytes; a value that repeats takes none in the file
+        for k, column in enumerate(map(file.schema.column, range(len(file.schema)))):
+            name = column.path.partition(".")[0]
+            if name in wanted:
+                if column.physical_type == "BYTE_ARRAY":
+                    raise InputError(f"{path}: {name} is text, expected numbers")
+                for group in map(file.metadata.row_group, range(file.num_row_groups)):
+                    chunk, width = group.column(k), max(8, column.length)
+                    size += max(chunk.total_uncompressed_size, width * max(group.num_rows, chunk.num_values))
+        expect_room(path, size, max_gib, MAX_KEY)
+        return file.read([name for name in wanted if name in names])
 
 
 def _column(path: Path, table: pa.Table, name: str, dtype: pa.DataType) -> Tensor:
@@ -115,6 +139,14 @@ def _column(path: Path, table: pa.Table, name: str, dtype: pa.DataType) -> Tenso
         raise InputError(f"{path}: {name} is empty in {column.null_count} of {len(column)} rows, expected {dtype}")
     with reading(path, f"a table whose {name}, here {column.type}, is {dtype}"):
         return torch.from_numpy(column.cast(dtype).to_numpy().copy())
+
+
+def _finite(path: Path, table: pa.Table, name: str) -> Tensor:
+    """Return a column as float32."""
+    wide = _column(path, table, name, pa.float64())
+    values = wide.float()
+    _refuse(path, ~values.isfinite(), lambda row: f"{name} of node {row} is {wide[row]:g}, expected a finite float32")
+    return values
 
 
 def _refuse(path: Path, wrong: Tensor, describe: Callable[[int], str]) -> None:
@@ -129,24 +161,22 @@ def _labels(path: Path, table: pa.Table, name: str, keep_unknown: bool) -> Tenso
     return label if keep_unknown else label.masked_fill(label == Label.UNKNOWN, Label.TRUE_NEGATIVE)
 
 
-def _read_nodes(path: Path, keep_unknown: bool) -> tuple[dict[str, Any], Tensor]:
-    table = _read_table(path, ("x", "y", "node_ground_truth"))
-    pos = torch.stack([_column(path, table, axis, pa.float32()) for axis in ("x", "y")], dim=1)
-    wrong, found = ~pos.isfinite().all(dim=1), "node {} at x={}, y={}, expected finite pixels"
-    _refuse(path, wrong, lambda row: found.format(row, *pos[row].tolist()))
-    nodes: dict[str, Any] = {"pos": pos}
+def _read_nodes(path: Path, keep_unknown: bool, max_gib: float) -> tuple[dict[str, Any], Tensor]:
+    table = _read_table(path, ("x", "y", "node_ground_truth"), ("confidence", EMBEDDING), max_gib)
+    nodes: dict[str, Any] = {"pos": torch.stack([_finite(path, table, axis) for axis in ("x", "y")], dim=1)}
     given = {name for name in table.column_names if table[name].null_count < len(table)}
     if "confidence" in given:
-        nodes["confidence"] = _column(path, table, "confidence", pa.float32())
-    name = "node_image_patch_latent_embedding"
-    if name in given:
-        with reading(path, f"a table whose {name} are lists of numbers, all of one length"):
-            nodes["embedding"] = torch.from_numpy(np.stack(table[name].to_pandas()).astype(np.float32))
+        nodes["confidence"] = _finite(path, table, "confidence")
+    if EMBEDDING in given:
+        with reading(path, f"a table whose {EMBEDDING} are lists of numbers, all of one length"):
+            (length,) = pc.unique(pc.list_value_length(table[EMBEDDING])).to_pylist()
+            values = pc.list_flatten(table[EMBEDDING]).cast(pa.float32()).to_numpy()
+            nodes["embedding"] = torch.from_numpy(values.reshape(len(table), length).copy())
     return nodes, _labels(path, table, "node_ground_truth", keep_unknown)
 
 
-def _read_edges(path: Path, num_nodes: int, keep_unknown: bool) -> tuple[Tensor, Tensor]:
-    table = _read_table(path, ("source", "target", "edge_ground_truth"))
+def _read_edges(path: Path, num_nodes: int, keep_unknown: bool, max_gib: float) -> tuple[Tensor, Tensor]:
+    table = _read_table(path, ("source", "target", "edge_ground_truth"), (), max_gib)
     ends = torch.stack([_column(path, table, name, pa.int64()) for name in ("source", "target")])
     label = _labels(path, table, "edge_ground_truth", keep_unknown)
     known = f"expected nodes from 0 to {num_nodes - 1}; rebuild it with grace-annotate"
@@ -161,18 +191,26 @@ def _read_edges(path: Path, num_nodes: int, keep_unknown: bool) -> tuple[Tensor,
     return torch.stack([low, high])[:, keep], label[keep]
 
 
-def _read_annotation(path: Path) -> Tensor:
+def _read_annotation(path: Path, max_gib: float) -> Tensor:
     with reading(path, "the annotation of a .grace folder"), np.load(path, allow_pickle=False) as arrays:
         if "annotation" not in arrays:
             raise InputError(f"{path}: no array annotation (found {some(arrays) or 'none'})")
-        annotation = arrays["annotation"]
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in arrays.zip.infolist()}
+        expect_room(path, entries["annotation"].file_size, max_gib, MAX_KEY)
+        annotation = np.asarray(arrays["annotation"])
+        expect_room(path, 4 * annotation.size, max_gib, MAX_KEY)
     if annotation.ndim != 2 or annotation.dtype.kind not in "biu":
         raise InputError(f"{path}: {annotation.dtype} of shape {annotation.shape}, expected integers of shape (H, W)")
+    lowest, highest = int(annotation.min(initial=0)), int(annotation.max(initial=0))
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
+        found = lowest if lowest < 0 else highest
+        raise InputError(f"{path}: holds {found}, expected 0 for background, or an object's number below 2**31")
     return torch.from_numpy(annotation.astype(np.int32))
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path, max_gib: float) -> dict[str, Any]:
     with reading(path, "the metadata of a .grace folder"):
+        expect_room(path, JSON_GROWTH * path.stat().st_size, max_gib, MAX_KEY)
         metadata = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(metadata, dict) or not isinstance(metadata.get("image_filename"), str):
         raise InputError(f"{path}: no image_filename, expected the name of the image the graph belongs to")

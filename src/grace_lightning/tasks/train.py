@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
-from hydra.errors import InstantiationException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
@@ -23,7 +22,7 @@ from grace_lightning.checkpoint import build_linker, build_module, read_checkpoi
 from grace_lightning.config import build, check, check_value
 from grace_lightning.data import GraceDataModule, GraphData
 from grace_lightning.errors import InputError, InputWarning, LossError
-from grace_lightning.files import short
+from grace_lightning.files import one_line, short
 from grace_lightning.metrics import outcomes_of
 from grace_lightning.module import GraceModule
 from grace_lightning.predictor import Predictor
@@ -127,8 +126,10 @@ def _build_trainer(config: Config) -> pl.Trainer:
     for name, node in (config.get("logger") or {}).items():
         try:
             loggers += [build(node, f"logger.{name}")] if node else []
-        except InstantiationException as error:  # whatever a service's own package raises
-            raise InputError(f"logger.{name}: {error.__cause__}") from error
+        except InputError:
+            raise
+        except Exception as error:  # whatever a service's own package raises
+            raise InputError(f"logger.{name}: {one_line(error)}") from error
     try:
         trainer: pl.Trainer = build(
             config["trainer"],
