@@ -16,7 +16,7 @@ from torch_geometric.loader import DataLoader
 
 from grace_lightning.augment import Augmentation
 from grace_lightning.errors import InputError
-from grace_lightning.files import expect_folder
+from grace_lightning.files import MAX_GIB, expect_folder
 from grace_lightning.flatten import flattened
 from grace_lightning.graph import (
     Connection,
@@ -240,6 +240,7 @@ class GraceDataModule(pl.LightningDataModule):
     seed : of the split, the order of the images, their augmentation, and the views
     batch_size, num_workers : images in a step of each process, and how many further processes prepare samples
     frame : what to take of a stack: an index or ``mean``
+    max_gib : GiB that an image may unpack to
     keep_node_unknown_labels, keep_edge_unknown_labels : leave UNKNOWN out of loss and metrics; else it is negative
     num_hops : the network sees this neighbourhood of each node, or the ``whole`` graph
     connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
@@ -265,6 +266,7 @@ class GraceDataModule(pl.LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 0,
         frame: int | Literal["mean"] | None = None,
+        max_gib: float = MAX_GIB,
         keep_node_unknown_labels: bool = False,
         keep_edge_unknown_labels: bool = False,
         num_hops: Hops = "whole",
@@ -289,6 +291,7 @@ class GraceDataModule(pl.LightningDataModule):
         self.read_files = partial(
             read_sample,
             frame=frame,
+            max_gib=max_gib,
             keep_node_unknown_labels=keep_node_unknown_labels,
             keep_edge_unknown_labels=keep_edge_unknown_labels,
         )

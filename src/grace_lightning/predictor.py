@@ -13,8 +13,9 @@ from grace_lightning.checkpoint import Checkpoints, Config, build_linker, checkp
 from grace_lightning.config import check_value
 from grace_lightning.data import GraphData, graph_data
 from grace_lightning.errors import InputError
-from grace_lightning.flatten import flattened
-from grace_lightning.graph import HEADS, Filament, Graph, Ints, Sample, expect_inside, from_detections
+from grace_lightning.features.crops import node_patches
+from grace_lightning.flatten import cleaned, flattened
+from grace_lightning.graph import HEADS, NODE_HEADS, Filament, Graph, Ints, Sample, expect_inside, from_detections
 from grace_lightning.link import Linker
 from grace_lightning.module import GraceModule
 
@@ -116,7 +117,7 @@ class Predictor(nn.Module):
         scores = None if confidence is None else _tensor(confidence, "confidence")
         if scores is not None and scores.shape != (len(points),):
             raise InputError(f"confidence: shape {tuple(scores.shape)}, expected ({len(points)},)")
-        return self.find(self.prepare(pixels, points, scores))
+        return self.find(self.prepare(cleaned(pixels, "image"), points, scores))
 
     def prepare(self, image: Tensor, pos: Tensor, confidence: Tensor | None = None, name: str = "") -> Prepared:
         """Build the graph and flatten the image, on the CPU; arguments as for :meth:`forward`, as float32 tensors."""
@@ -133,13 +134,17 @@ class Predictor(nn.Module):
     def probabilities(self, data: Sequence[GraphData]) -> dict[str, Tensor]:
         """Return the mean of the networks for one micrograph, given as each network takes it."""
         said = [module.probabilities(one.to(module.device)) for module, one in zip(self.networks, data, strict=True)]
-        if len(said) == 1:
-            return said[0]
         by_head = {head: [part[head] for part in said if head in part] for head in HEADS}
-        return {
-            head: torch.stack(parts).double().logit(eps=SURE).mean(dim=0).sigmoid().float()
+        mean = {
+            head: torch.stack(parts).double().logit(eps=SURE).mean(dim=0).sigmoid().float() if parts[1:] else parts[0]
             for head, parts in by_head.items()
             if parts
+        }
+        ((image, pos, edges),) = data[0].images()
+        shown = node_patches(image, pos, size=self.scale, samples=5).flatten(1).any(dim=1).cpu()  # False where blank
+        return {
+            head: torch.where(shown if head in NODE_HEADS else shown[edges.cpu()].all(dim=0), probability, 0.0)
+            for head, probability in mean.items()
         }
 
     def link(self, graph: Graph, probabilities: Probabilities) -> list[Filament]:

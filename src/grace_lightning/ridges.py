@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grace_lightning.errors import InputError
-from grace_lightning.flatten import flatten_image
+from grace_lightning.flatten import blank, flatten_image, mended
 from grace_lightning.raster import Bools, Ints
 
 Floats = NDArray[np.float32]
@@ -53,9 +53,14 @@ class RidgeDetector:
         from skimage.morphology import skeletonize
 
         step = max(1, int(self.scale / 6))  # six pixels a width place the centre to a fraction of a pixel
+        image = mended(image)[0]
         flat = flatten_image(image, 2 * self.scale)  # slow changes go, filaments stay
         reduced = functional.avg_pool2d(flat, step, ceil_mode=True, count_include_pad=False)[0].numpy()
-        height, direction = ridge_filter(reduced if self.polarity == "bright" else -reduced, self.scale / step)
+        empty = blank(image)
+        shown = np.ones(reduced.shape, np.bool_)
+        if empty is not None:
+            shown = (functional.avg_pool2d((~empty)[None].float(), step, ceil_mode=True)[0] > 0).numpy()
+        height, direction = ridge_filter(reduced if self.polarity == "bright" else -reduced, self.scale / step, shown)
         height /= self.threshold
         crest, offset = crests(height, direction)
         # Ridges are followed down to 0.6 of the threshold.
@@ -71,11 +76,12 @@ class RidgeDetector:
         return pd.DataFrame({"x": x, "y": y, "confidence": score / (1 + score)})
 
 
-def ridge_filter(image: Floats, scale: float) -> tuple[Floats, Floats]:
+def ridge_filter(image: Floats, scale: float, shown: Bools) -> tuple[Floats, Floats]:
     """Measure the height of bright ridges of width ``scale`` (pixels), and the direction that crosses them.
 
     Returns, for every pixel, the greatest height over all directions, in standard deviations of the filter's answer
-    without ridges (from its median), and the angle of the direction across the ridge, radians, from x to y.
+    without ridges (from its median), and the angle of the direction across the ridge, radians, from x to y. Where the
+    image is not ``shown`` (H, W) the height is 0, and the answer does not count.
     """
     margin = int(3 * ALONG * scale)
     padded = np.pad(image, margin, mode="symmetric")
@@ -89,10 +95,10 @@ def ridge_filter(image: Floats, scale: float) -> tuple[Floats, Floats]:
         along = ALONG * scale * (ky * np.cos(angle) - kx * np.sin(angle))
         answer = fft.irfft2(spectrum * (across**2 * np.exp(-0.5 * (across**2 + along**2))), shape)
         answer = answer[margin:, margin:][: image.shape[0], : image.shape[1]]
-        spread += float(np.median(np.abs(answer))) / 0.6745 / ORIENTATIONS
+        spread += float(np.median(np.abs(answer[shown]))) / 0.6745 / ORIENTATIONS if shown.any() else 0.0
         higher = answer > height
         height[higher], direction[higher] = answer[higher], angle
-    return height / max(spread, 1e-12), direction
+    return np.where(shown, height / max(spread, 1e-12), 0), direction
 
 
 def crests(height: Floats, direction: Floats) -> tuple[Bools, Floats]:

@@ -3,7 +3,8 @@
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import expect_folder, reading, some
+from grace_lightning.files import MAX_GIB, expect_folder, expect_room, reading, some
 from grace_lightning.io.grace import ANNOTATION
-from grace_lightning.io.images import Pixels, errors_raised, stem
+from grace_lightning.io.images import Pixels, errors_raised, png_size, stem
+
+Room = Callable[[int], None]  # refuses so many bytes if they are too many
 
 _ENDING = re.compile(r"[-_. ](mask|masks|annotation|annotations|label|labels)$", re.IGNORECASE)
 
@@ -58,20 +61,22 @@ def _image_of(name: str, names: set[str]) -> str:
     return without if without in names else name
 
 
-def read_mask(path: str | Path, shape: tuple[int, int], *, frame: int | str | None = None) -> Tensor:
+def read_mask(
+    path: str | Path, shape: tuple[int, int], *, frame: int | str | None = None, max_gib: float = MAX_GIB
+) -> Tensor:
     """Read which object each pixel belongs to: (H, W) int32, 0 background.
 
     Numbers are taken as the file stores them, whatever colours a palette gives them. A mask of zeros and one other
     number is binary and becomes zeros and ones; otherwise each number stands for an object and stays. ``shape`` is the
     image's, (H, W); ``frame`` picks from a stack of masks, a single mask serves for all frames. Of an ``.npz`` file it
-    is the array ``annotation``, or the only one.
+    is the array ``annotation``, or the only one. It is an error if more than ``max_gib`` GiB would have to be unpacked.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise InputError(f"{path}: not a mask by its name, expected {', '.join(MASK_SUFFIXES)}")
     with reading(path, f"a mask ({suffix[1:]})"):
-        values = _READERS[suffix](path)
+        values = _READERS[suffix](path, partial(expect_room, path, max_gib=max_gib))
     stack = [size for size in values.shape[:-2] if size > 1]
     values = np.atleast_2d(values.reshape(*stack, *values.shape[-2:]))
     if values.ndim == 3 and isinstance(frame, int) and 0 <= frame < len(values):
@@ -105,26 +110,31 @@ def _colours(path: Path, kind: str) -> InputError:
     return InputError(f"{path}: colours ({kind}), expected one number per pixel; save it as grey (ImageJ: 8-bit)")
 
 
-def _read_tiff(path: Path) -> Pixels:
+def _read_tiff(path: Path, expect_room: Room) -> Pixels:
     with errors_raised(), tifffile.TiffFile(path) as file:
         series = file.series[0]
         samples = dict(zip(series.axes, series.shape, strict=True)).get("S", 1)
         if samples > 2:  # the second is alpha
             raise _colours(path, f"{samples} samples per pixel")
+        expect_room(series.nbytes)
         values: Pixels = series.asarray()
         return values[..., 0] if series.axes.endswith("S") else values
 
 
-def _read_png(path: Path) -> Pixels:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a micrograph may have 90 million pixels
+def _read_png(path: Path, expect_room: Room) -> Pixels:
+    with path.open("rb") as file:
+        expect_room(png_size(file.read(26)))
+    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # 180 million; a micrograph may have more
+    try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.mode in ("RGB", "RGBA"):
                 raise _colours(path, image.mode)
             return np.asarray(image.getchannel(0) if image.mode == "LA" else image)
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
 
 
-def _read_numpy(path: Path) -> Pixels:
+def _read_numpy(path: Path, expect_room: Room) -> Pixels:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return loaded
@@ -132,6 +142,7 @@ def _read_numpy(path: Path) -> Pixels:
         name = next((name for name in loaded if name == "annotation" or len(loaded) == 1), None)
         if name is None:
             raise InputError(f"{path}: arrays {some(loaded) or 'none'}, expected one named annotation, or a single one")
+        expect_room(loaded.zip.getinfo(f"{name}.npy" if f"{name}.npy" in loaded.zip.namelist() else name).file_size)
         return np.asarray(loaded[name])
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import mrcfile
 import pandas as pd
 import starfile
 import tifffile
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from grace_lightning.files import reading, replacing
 from grace_lightning.graph import expect_inside
-from grace_lightning.io.images import opened_mrc
+from grace_lightning.io.images import mrc_header
 
 TiffOrigin = Literal["bottom", "top"]
 """From where y counts in :data:`FLIPPED` files of a TIFF image."""
@@ -121,8 +120,7 @@ def _unreadable(image: Path, path: str) -> str | None:
     if not _NAME.fullmatch(path) or re.search(rf"(^|/){_JOB}$", path):
         return "its name has more than letters, digits and . _ -"
     if image.suffix.lower() == ".mrc":
-        with opened_mrc(image, mrcfile.open, header_only=True) as file:
-            return "it is a stack" if file.header.nz > 1 else None
+        return "it is a stack" if mrc_header(image).nz > 1 else None
     with reading(image, "a TIFF image"), tifffile.TiffFile(image) as file:
         page = file.pages.first
         if len(file.pages) > 1:

@@ -37,8 +37,13 @@ class Source:
 def find_images(image_dir: str | Path) -> list[Path]:
     """Return the images of a folder, sorted by stem; it is an error if there are none, or two of one stem."""
     expect_folder(image_dir)
-    files = sorted(path for path in Path(image_dir).iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in Path(image_dir).iterdir() if not path.is_dir() and not path.name.startswith("."))
     images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    if broken := [path.name for path in images if not path.exists()]:
+        warnings.warn(
+            f"{image_dir}: links to files that are not there were skipped: {some(broken)}", InputWarning, stacklevel=2
+        )
+    images = [path for path in images if path.exists()]
     if not images:
         found = f"{len(files)} other files {some(path.name for path in files)}".rstrip()
         raise InputError(f"{image_dir}: no images ({', '.join(IMAGE_SUFFIXES)}), found {found}")
@@ -105,12 +110,13 @@ def read_sample(
 ) -> Sample:
     """Read image (see :func:`read_image`), graph (``keep``: see :func:`read_grace`) and truth of one micrograph.
 
+    Messages name the keys ``data.frame`` and ``data.max_gib``, as training has them.
     If ``X.h5`` disagrees with the ``.grace`` folder, an :class:`InputWarning` says by how much. Without such a folder,
     the graph is the unlabelled one of the detections (``tiff_origin``: see
     :func:`grace_lightning.io.counts_from_bottom`), and there is no truth. It is an error if a file belongs to
     another image, or places a detection outside the image.
     """
-    image = read_image(source.image, frame=frame)
+    image = read_image(source.image, frame=frame, max_gib=max_gib, group="data.")
     shape = height, width = image.shape[1], image.shape[2]
     if source.grace is not None:
         graph, annotation, metadata = read_grace(source.grace, **keep)
