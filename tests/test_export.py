@@ -373,7 +373,7 @@ def test_annotating_a_tiff_image(suffix, run):
 
 
 def test_a_sample_of_detections_alone(tmp_path):
-    tifffile.imwrite(tmp_path / "t.tif", np.zeros((64, 96), np.float32))
+    tifffile.imwrite(tmp_path / "t.tif", np.arange(64 * 96, dtype=np.float32).reshape(64, 96))
     WRITE[".cbox"](tmp_path / "t.cbox", pd.DataFrame({"x": [20.0], "y": [10.0]}))
     source = io.Source("t", tmp_path / "t.tif", detections=tmp_path / "t.cbox")
     assert io.read_sample(source).graph.pos.tolist() == [[20, 53]]
@@ -381,7 +381,7 @@ def test_a_sample_of_detections_alone(tmp_path):
 
 
 def test_a_point_outside_a_tiff_image_is_named_as_the_file_has_it(run):
-    tifffile.imwrite("t.tif", np.zeros((64, 96), np.float32))
+    tifffile.imwrite("t.tif", np.arange(64 * 96, dtype=np.float32).reshape(64, 96))
     np.save("t.npy", np.eye(64, 96, dtype=np.uint8))
     WRITE[".cbox"]("t.cbox", pd.DataFrame({"x": [20.0, 70], "y": [10.0, 99]}))
     status, _, err = run("annotate", "image_dir=.", "out_dir=annotated")

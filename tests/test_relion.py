@@ -55,9 +55,9 @@ def project(checkpoint, tmp_path_factory):
     (folder / "micrographs").mkdir()
     write_mrc(folder / "micrographs/m.mrc", image)
     tifffile.imwrite(folder / "micrographs/t.tif", image)
-    pd.DataFrame(pos, columns=["x", "y"]).to_csv(folder / "micrographs/m.csv", index=False)
-    boxes = io.mirrored(torch.from_numpy(pos), 384).numpy()  # as other programs count
-    io.write_cbox(folder / "micrographs/t.cbox", pd.DataFrame(boxes, columns=["x", "y"]), box_size=20)
+    for name, points in {"m": torch.from_numpy(pos), "t": io.mirrored(torch.from_numpy(pos), 384)}.items():
+        boxes = pd.DataFrame(points.numpy(), columns=["x", "y"])  # in TIFF images other programs count from the bottom
+        io.write_cbox(folder / f"micrographs/{name}.cbox", boxes, box_size=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         given = [f"checkpoint={checkpoint}", "image_dir=micrographs", "pixel_size=2", "export.spacing=20"]

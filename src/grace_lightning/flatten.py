@@ -92,7 +92,7 @@ def cleaned(image: Tensor, name: str) -> Tensor:
     """Return an image (1, H, W) float32 with what is no signal replaced; an :class:`InputWarning` tells it by ``name``.
 
     Pixels that are not finite or beyond :data:`LARGEST`, not all of them, become the mean of the others, and hot
-    pixels the median around, see :func:`mended`. What is :func:`blank` becomes the mean of the rest, and stays blank.
+    pixels the median around, see :func:`mended`. Where it is :func:`blank`, it gets the mean of the rest, and stays so.
     """
     pixels = image.numpy()
     if not (pixels.max() <= LARGEST and pixels.min() >= -LARGEST):  # NaN, too

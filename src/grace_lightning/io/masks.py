@@ -76,9 +76,9 @@ def read_mask(
     if suffix not in _READERS:
         raise InputError(f"{path}: not a mask by its name, expected {', '.join(MASK_SUFFIXES)}")
     with reading(path, f"a mask ({suffix[1:]})"):
-        values = _READERS[suffix](path, partial(expect_room, path, max_gib=max_gib))
+        values = np.atleast_2d(_READERS[suffix](path, partial(expect_room, path, max_gib=max_gib)))
     stack = [size for size in values.shape[:-2] if size > 1]
-    values = np.atleast_2d(values.reshape(*stack, *values.shape[-2:]))
+    values = values.reshape(*stack, *values.shape[-2:])
     if values.ndim == 3 and isinstance(frame, int) and 0 <= frame < len(values):
         values = values[frame]
     if values.ndim > 2:

@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from grace_lightning.config import build, call, check_value
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import expect_folder
 from grace_lightning.graph import Label, from_detections
+from grace_lightning.ridges import better_fit
 from grace_lightning.tasks.common import each_image, exit_if_failed, expect_keys, plain
 from grace_lightning.truth import label_by_mask
 
@@ -40,6 +42,7 @@ def annotate_folder(
     detections_format: io.DetectionsFormat | None = None,
     mask_dir: str | None = None,
     frame: int | str | None = None,
+    mask_flip: Literal["x", "y"] | None = None,
     overwrite: bool = False,
     detector: Callable[[Tensor], pd.DataFrame] | None = None,
     tiff_origin: io.TiffOrigin = "bottom",
@@ -52,8 +55,8 @@ def annotate_folder(
     Detections, unless a ``detector`` finds them in the image (1, H, W), and masks are in ``image_dir`` if no folder is
     given. ``detections_format`` says which file to take if several hold the detections of an image. ``frame`` is of
     stacks, see :func:`grace_lightning.io.read_image`; ``tiff_origin``, see
-    :func:`grace_lightning.io.counts_from_bottom`. Without ``overwrite``, images that have an ``X.grace`` in ``out_dir``
-    are left out.
+    :func:`grace_lightning.io.counts_from_bottom`; masks are mirrored in ``mask_flip``. Without ``overwrite``, images
+    that have an ``X.grace`` in ``out_dir`` are left out.
     """
     for key, value in {"detections_dir": detections_dir, "detections_format": detections_format}.items():
         if detector is not None and value is not None:
@@ -80,6 +83,7 @@ def annotate_folder(
         image = io.read_image(path, frame=frame)
         size = image.shape[1], image.shape[2]
         mask = io.read_mask(masks[name], size, frame=frame)
+        mask = mask.flip({"y": 0, "x": 1}[mask_flip]) if mask_flip else mask
         if name in detected.failures:
             raise InputError(detected.failures[name])
         detections = out / f"{name}.h5" if detector else detected.files.get(name)
@@ -99,7 +103,11 @@ def annotate_folder(
             raise InputError(f"{detections}: {error}") from error
         graph = label_by_mask(from_detections(pos, confidence)[0], mask)
         positive = {head: int((graph.label(head) == Label.TRUE_POSITIVE).sum()) for head in ("node", "edge")}
-        if mask.any() and not positive["node"]:
+        if better := better_fit(image, pos, mask):
+            remedy = {"mirrored in y": "mask_flip=y", "mirrored in x": "mask_flip=x"}.get(better, "another mask")
+            message = f"{masks[name]}: {better}, it would fit the image far better; use {remedy} and overwrite=true"
+            warnings.warn(message, InputWarning, stacklevel=2)
+        elif mask.any() and not positive["node"]:
             message = f"{masks[name]}: none of the {graph.num_nodes} detections is inside; is it this image's mask?"
             warnings.warn(message, InputWarning, stacklevel=2)
         io.write_grace(out / f"{name}.grace", graph, annotation=mask, edge_properties=True)
