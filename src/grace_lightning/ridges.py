@@ -138,7 +138,7 @@ def better_fit(image: Tensor, pos: Tensor, mask: Tensor) -> str:
     best = int(stand_out.argmax())
     if stand_out[best] < max(STAND_OUT, stand_out[0] + APART):
         best = int(odds.argmax())
-        if odds[best] - odds[0] < 2 * AT_HOME or stand_out[best] < stand_out[0]:
+        if odds[best] - odds[0] < 2 * AT_HOME or stand_out[best] < stand_out[0] + APART / 2:
             return ""
     return list(turned)[best]
 
