@@ -208,6 +208,15 @@ def test_exact_labels_of_a_cut_bar(data, annotate):
     assert {str(path) for path in [*Path().glob("*"), *Path().glob("out/*")]} == {"out", "out/a.grace", "out/b.grace"}
 
 
+def test_picks_that_come_twice_are_told(data, annotate):
+    twice = pd.concat([POSITIONS, POSITIONS.assign(x=POSITIONS["x"] + 1)], ignore_index=True)
+    write_detections(data / "a.h5", twice)
+    status, _, err = annotate(f"image_dir={data}", "out_dir=out")
+    assert status == 0
+    assert re.search(r"a.h5: 4 of 8 detections lie within 2 pixels of another one; .*a network learns", err)
+    assert read_grace("out/a.grace")[0].num_nodes == 8
+
+
 def test_folders_may_differ_and_numbers_are_kept(data, annotate, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "picks").mkdir(exist_ok=True)

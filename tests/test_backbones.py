@@ -196,7 +196,9 @@ def test_second_run_loads_all_and_is_the_same_and_its_checkpoint_is_enough(built
             metrics.append(train(hydra.compose("train", overrides))["valid"])
     assert metrics[0] == metrics[1]
     assert built == ["resnet18"]
-    assert load_module(tmp_path / "b" / "model" / "best.ckpt").features.weights_seen.any()
+    features = load_module(tmp_path / "b" / "model" / "best.ckpt").features
+    assert features.weights_seen.any()
+    assert tmp_path not in features.store.folder.parents  # a checkpoint does not say where to write
 
 
 def test_missing_extra_and_unknown_network_are_named(monkeypatch):

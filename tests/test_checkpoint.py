@@ -1,6 +1,8 @@
 """Checkpoints: nothing in them is run, and old ones load."""
 
+import copy
 import pickle
+import re
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from grace_lightning import Predictor
-from grace_lightning.checkpoint import CHECKPOINT_KEY, checkpoint_paths, read_checkpoint, resume
+from grace_lightning.checkpoint import CHECKPOINT_KEY, checkpoint_paths, load_module, read_checkpoint, resume
 from grace_lightning.errors import InputError
 
 
@@ -67,6 +69,54 @@ def test_other_checkpoints_are_refused_and_run_nothing(make, message, checkpoint
     with pytest.raises(InputError, match=rf"bad.ckpt.*{message}"):
         Predictor.from_checkpoint(tmp_path / "bad.ckpt")
     assert not Path("ran").exists()
+
+
+def leaves(node, path):
+    """Return all places at and below a node of a configuration."""
+    below = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, value in below for place in leaves(value, (*path, key)))]
+
+
+@pytest.mark.parametrize("group", ["features", "model", "module", "data", "link"])
+@pytest.mark.parametrize("value", [None, "x", -1, 10**7, 1e300, float("nan"), [], {}], ids=str)
+def test_whatever_stands_in_a_configuration_is_used_or_refused_in_one_line(group, value, checkpoint, monkeypatch):
+    content, refusals = read_checkpoint(checkpoint), []
+    for path in leaves(content[CHECKPOINT_KEY][group], (group,)):
+        bad = copy.deepcopy(content)
+        reduce(getitem, path[:-1], bad[CHECKPOINT_KEY])[path[-1]] = value
+        monkeypatch.setattr("grace_lightning.checkpoint.read_checkpoint", lambda _, bad=bad: bad)
+        try:
+            load_module("bad.ckpt")
+        except InputError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert all(re.fullmatch(r"bad.ckpt: .*", refusal) for refusal in refusals)  # the dot is no line break
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("features.patch", "1.0", "features.patch: '1.0', expected float"),
+        ("features.scale", 1e-9, "features.scale: 1e-09, expected 1 to 1,000"),
+        ("features.patch_samples", 10**6, "features.patch_samples: 1000000, expected 2 to 1,000"),
+        ("features.channels", [8, 10**7], r"features.channels: \[8, 10000000\], expected 1 to 100 widths from 1 to"),
+        ("model.hidden", 10**7, r"model.hidden: \[10000000\], expected 1 to 100 widths from 1 to 10,000"),
+        ("model.dense", [9999, 9999, 9999], "its weights do not fit its configuration"),  # without taking the memory
+        ("data.num_hops", 0, "data.num_hops: 0, expected 1 or more"),
+        ("link.end_cost", -1, "link.end_cost: -1, expected 0 or more"),
+        ("link._partial_", True, "link has '_partial_', expected plain values only"),
+    ],
+)
+def test_numbers_in_a_configuration_are_checked_as_typed_ones(path, value, message, checkpoint, tmp_path):
+    setting(path, value)(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(InputError, match=rf"bad.ckpt: {message}"):
+        Predictor.from_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_weights_that_are_no_numbers_are_refused(checkpoint, tmp_path):
+    changed(checkpoint, tmp_path / "bad.ckpt", lambda content: content["state_dict"]["temperature"].fill_(torch.nan))
+    with pytest.raises(InputError, match=r"bad.ckpt: its weights are not finite"):
+        Predictor.from_checkpoint(tmp_path / "bad.ckpt")
 
 
 OLD_HEADS = {"same_filament": "link", "two_filaments": "second", "three_filaments": "third"}

@@ -98,7 +98,18 @@ def test_standardise_takes_mean_and_deviation_of_all_batches():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("patch", 0.0), ("flatten", -1.0), ("scale", 0.0), ("channels", []), ("hidden", 0), ("strip_samples", (1, 9))],
+    [
+        *(
+            ("patch", 0.0),
+            ("patch", float("nan")),
+            ("flatten", -1.0),
+            ("scale", 0.0),
+            ("scale", 1e-9),
+            ("scale", 1e308),
+        ),
+        *(("channels", []), ("channels", [10**7]), ("hidden", 0), ("hidden", 10**7), ("patch_samples", 10**6)),
+        *(("strip_samples", (1, 9)), ("strip", 1e9)),
+    ],
 )
 def test_impossible_sizes_are_refused(key, value):
     with pytest.raises(InputError, match=rf"features.{key}: .*, expected"):

@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial import Delaunay
+from scipy.spatial import Delaunay, KDTree
 
 from grace_lightning.graph import (
     Graph,
     Label,
     delaunay,
+    distinct,
     edge_geometry,
     encode_geometry,
     from_detections,
@@ -63,6 +64,41 @@ def test_detections_at_one_place_are_one_node():
     assert graph.pos.tolist() == [[9, 2], [5, 5], [1, 1]]
     assert graph.confidence.tolist() == [0, 1, 3]
     assert edge_set(graph.edges) == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_of_detections_near_each_other_the_most_confident_is_the_node():
+    pos = points((0, 0), (1, 0), (9, 9), (9, 8.5), (2.2, 0))
+    rows, place = distinct(pos, 1.5, torch.tensor([0.3, 0.9, 0.5, 0.2, 0.1]))
+    assert rows.tolist() == [1, 2]
+    assert place.tolist() == [0, 0, 1, 1, 0]
+    rows, place = distinct(pos, 1.5, torch.tensor([0.9, 0.3, 0.5, 0.2, 0.8]))
+    assert rows.tolist() == [0, 2, 4]
+    assert place.tolist() == [0, 0, 1, 1, 2]  # (1, 0) is nearer to (0, 0)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([3, 200, 3000]), st.floats(0.5, 20), st.booleans())
+@settings(max_examples=30)
+def test_detections_are_thinned_to_a_distance_whatever_their_order(seed, count, radius, scored):
+    generator = torch.Generator().manual_seed(seed)
+    pos = torch.rand(count, 2, generator=generator) * 100
+    score = (torch.rand(count, generator=generator) * 5).floor() if scored else None
+    rows, place = distinct(pos, radius, score)
+    away, nearest = KDTree(pos[rows]).query(pos)
+    assert np.array_equal(nearest, place)
+    assert away.max() <= radius
+    assert not KDTree(pos[rows]).query_pairs(radius)
+    order = torch.randperm(count, generator=generator)
+    again, place_again = distinct(pos[order], radius, None if score is None else score[order])
+    assert torch.equal(order[again].sort().values, rows)
+    assert torch.equal(order[again][place_again], rows[place[order]])
+
+
+@pytest.mark.parametrize("score", [None, torch.arange(1000.0)])
+def test_dense_detections_along_a_line_do_not_become_one(score):
+    line = torch.stack([0.4 * torch.arange(1000.0), torch.zeros(1000)], dim=1)
+    rows, _ = distinct(line, 1.5, score)
+    assert line[rows, 0].diff().max() <= 3
+    assert len(distinct(torch.rand(5000, 2), 1.5)[0]) == 1
 
 
 def test_an_image_reaches_half_a_pixel_beyond_the_centres_of_its_border():
@@ -144,6 +180,12 @@ class TestSubgraphs:
         members = {c: set(found.node[found.centre == c].tolist()) for c in range(5)}
         assert members == {0: {0, 1}, 1: {0, 1, 2, 4}, 2: {1, 2, 3, 4}, 3: {2, 3}, 4: {1, 2, 4}}
         assert {c: set(found.edge[owner == c].tolist()) for c in range(5)} == expected
+
+
+def test_neighbourhoods_that_have_everything_grow_no_further():
+    pos = torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
+    found = subgraphs(delaunay(pos), 100, num_hops=10**9)
+    assert found.node.tolist() == 100 * list(range(100))
 
 
 def test_labels_of_one_head_leave_the_others_alone_and_are_unknown_before():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.graph import delaunay
 from grace_lightning.link import Components, Programme
-from grace_lightning.link.solve import best_paths
+from grace_lightning.link.solve import _meeting_pairs, best_paths
 from grace_lightning.simulate import Simulator, image_generator
 
 
@@ -268,12 +268,49 @@ def test_passing_of_the_time_limit_is_said():
         linked(Drawing(CROSS, "ab bc cd de fg gc ch hi"), Programme(time_limit=1e-6))
 
 
+def star(count, beside=0.6):
+    """Return a hub with so many neighbours all around it; two of its edges, which lie in a line, are probable."""
+    turn = 2 * np.pi * np.arange(count) / count
+    pos = np.concatenate([[[0, 0]], 60 * np.stack([np.cos(turn), np.sin(turn)], axis=1)])
+    edges = np.stack([np.zeros(count, dtype=int), np.arange(1, count + 1)])
+    probability = np.where(np.isin(edges[1], [1, 1 + count // 2]), 0.95, beside)
+    return pos.astype(np.float32), edges, np.append(0.95, probability), probability
+
+
+@pytest.mark.parametrize("count", [4, 64, 4000])
+def test_a_hub_of_many_edges_is_passed_straight_on_and_in_time(count):
+    (filament,) = Programme()(*star(count))  # or a warning says that time passed
+    assert set(filament.node) == {0, 1, 1 + count // 2}
+
+
+def test_the_most_probable_edges_at_a_node_may_go_on_in_one_another():
+    for count, expected in ((64, 64 * 63 // 2), (65, 64 * 63 // 2)):
+        pos, edges, _, probability = star(count)
+        node, pairs, _ = _meeting_pairs(pos, edges, probability, 30.0, 10.0)
+        assert (node == 0).all()
+        assert len(np.unique(pairs, axis=1).T) == len(node) == expected
+        assert {0, count // 2} <= {*pairs.ravel()}
+
+
+def test_the_largest_part_comes_last_so_that_the_others_have_their_time(monkeypatch):
+    def counted(pos, edges, *rest, **more):
+        asked.append(len(pos))
+        return best_paths(pos, edges, *rest, **more)
+
+    asked = []
+    monkeypatch.setattr("grace_lightning.link.programme.best_paths", counted)
+    pos = np.concatenate([line(700, (0, 0), (20, 0)), line(400, (0, 400), (20, 0))])
+    edges = np.array([[k, k + 1] for k in [*range(699), *range(700, 1099)]]).T
+    Programme()(pos.astype(np.float32), edges, np.full(1100, 0.95), np.full(1098, 0.95))
+    assert asked == [400, 700]
+
+
 @pytest.mark.parametrize(
     ("linker", "change", "message"),
     [
         (Programme, {"end_cost": -1.0}, "end_cost: -1.0, expected 0 or more"),
         (Programme, {"bend_cost": float("nan")}, "bend_cost: nan, expected more than 0"),
-        (Programme, {"turn_cost": float("inf")}, "turn_cost: inf, expected less than infinity"),
+        (Programme, {"turn_cost": float("inf")}, "link.turn_cost: inf, expected at most 1e"),
         (Programme, {"min_probability": 1.0}, "min_probability: 1.0, expected less than 1"),
         (Programme, {"min_relative_probability": 1.1}, "min_relative_probability: 1.1, expected 0 to 1"),
         (Components, {"threshold": 1.5}, "threshold: 1.5, expected a probability from 0 to 1"),

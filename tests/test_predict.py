@@ -402,7 +402,7 @@ def test_five_lines(checkpoint, predictor, given):
 def test_scale_may_differ_from_the_training(checkpoint):
     predictor = Predictor.from_checkpoint(checkpoint, scale=17)
     assert predictor.scale == predictor.linker.scale == 17
-    assert predictor.networks[0].features.patch_size == pytest.approx(2.4 * 17)
+    assert predictor.networks[0].features.patch_size == pytest.approx(2.4 * SCALE)  # the image is resampled
 
 
 def test_nothing_in_nothing_out(predictor):

@@ -66,32 +66,47 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def load_module(path: str | Path, scale: float | None = None, trust: Sequence[str] = ()) -> GraceModule:
+def load_module(path: str | Path, trust: Sequence[str] = ()) -> GraceModule:
     """Make the trained module of a checkpoint, ready to predict; see :meth:`Predictor.from_checkpoint`."""
     checkpoint = read_checkpoint(path)
     config = checkpoint[CHECKPOINT_KEY]
-    for key in ("features", "model", "module", "data", "link"):
-        if not isinstance(config, dict) or not isinstance(config.get(key), dict):
-            raise InputError(f"{path}: its configuration has no {key}; was it made by another version?")
-        _expect_trusted(config[key], f"{path}: {key}", (OWN, *trust))
-    config, state = upgraded(config, checkpoint["state_dict"])
-    if scale is not None:
-        for key in ("features", "link"):
-            config[key] |= {"scale": scale} if "scale" in config[key] else {}
     try:
-        features = build(config["features"], "features")
-        module = build_module({**config, "optimizer": None, "scheduler": None}, features)
-    except InputError:
-        raise
+        for key in ("features", "model", "module", "data", "link"):
+            if not isinstance(config, dict) or not isinstance(config.get(key), dict) or "_target_" not in config[key]:
+                raise InputError(f"its configuration has no {key}; was it made by another version?")
+            _expect_trusted(config[key], key, (OWN, *trust))
+        config, state = upgraded(config, checkpoint["state_dict"])
+        if "cache_dir" in config["features"]:  # nothing is written where a file from elsewhere says
+            config["features"]["cache_dir"] = None
+        # What is not built here is checked as if it was typed.
+        build_linker(None, config)
+        build({**config["data"], "simulation": None}, "data")
+        if not trust:  # without memory, in case it asks for more than there is
+            with torch.device("meta"):
+                _expect_fitting(state, _for_prediction(config))
+        module = _for_prediction(config)
+        _expect_fitting(state, module)
+        if not all(values.isfinite().all() for values in state.values()):
+            raise InputError("its weights are not finite; is the file intact, did the training go wrong?")
+        module.load_state_dict(state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # a configuration that nobody trained with fails in any way
         reason = _first_line(error)
         raise InputError(f"{path}: nothing can be built from its configuration ({reason}); was it changed?") from error
     module.config = config
-    try:
-        module.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: its weights do not fit its configuration; is it of another version?") from error
     return module.eval()
+
+
+def _for_prediction(config: Config) -> GraceModule:
+    return build_module({**config, "optimizer": None, "scheduler": None}, build(config["features"], "features"))
+
+
+def _expect_fitting(state: Mapping[str, Any], module: GraceModule) -> None:
+    """Refuse weights that are not those of the module, by their names and sizes, or that are no numbers."""
+    own, found = ({k: getattr(v, "shape", None) for k, v in s.items()} for s in (module.state_dict(), state))
+    if own != found:
+        raise InputError("its weights do not fit its configuration; is it of another version?")
 
 
 def build_module(config: Config, features: Features, augment: Callable[[Tensor], Tensor] | None = None) -> GraceModule:
@@ -110,13 +125,15 @@ def build_module(config: Config, features: Features, augment: Callable[[Tensor],
     return module
 
 
-def build_linker(node: Config | None, trained: Config) -> Linker:
-    """Make the linker that ``node`` describes or, if it is empty, the linker of the checkpoint's configuration."""
-    if not node:
-        node = trained["link"]
-    elif "scale" in node and node["scale"] is None:
-        node = {**node, "scale": trained["features"]["scale"]}
-    linker: Linker = build(node, "link")
+def build_linker(node: Config | None, trained: Config, scale: float | None = None) -> Linker:
+    """Make the linker that ``node`` describes or, if it is empty, the linker of the checkpoint's configuration.
+
+    It is told that filaments are ``scale`` pixels wide, as in training if that is None, unless ``node`` says how wide.
+    """
+    given = node or trained["link"]
+    if "scale" in given and (given["scale"] is None or (not node and scale is not None)):
+        given = {**given, "scale": trained["features"]["scale"] if scale is None else scale}
+    linker: Linker = build(given, "link")
     return linker
 
 
@@ -131,12 +148,14 @@ def same_in_all(configs: Sequence[Config], key: str, hint: str) -> Any:
 
 
 def _expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:
-    """Refuse a configuration that names anything but classes of trusted packages, or refers to other values.
+    """Refuse a configuration that names anything but classes of trusted packages, or is more than plain values.
 
     A prefix alone would not do: ``grace_lightning.cli.os.system`` is a name as well.
     """
-    if isinstance(node, str) and "${" in node:
-        raise InputError(f"{where} has {node!r}, expected plain values only")
+    # Hydra resolves references, and takes orders by keys such as _partial_.
+    orders = [key for key in node if str(key).startswith("_") and key != "_target_"] if isinstance(node, dict) else []
+    if orders or (isinstance(node, str) and "${" in node):
+        raise InputError(f"{where} has {orders[0] if orders else node!r}, expected plain values only")
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _expect_trusted(value, where, packages)
     if not isinstance(node, dict) or "_target_" not in node:

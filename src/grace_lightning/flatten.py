@@ -10,11 +10,14 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from grace_lightning.errors import InputWarning
+from grace_lightning.errors import InputError, InputWarning
 
 Pixels = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+
+MOST_PIXELS = 2**28
+"""An image is not enlarged beyond this size; flattening one takes 7 GB."""
 
 FLOOR = 0.1
 """The least local deviation, as a part of its mean: the noise of a blank region is not blown up."""
@@ -39,6 +42,25 @@ RARE = 1e-4
 FEW, SHARP = 9, 20
 """A group of spoiled pixels has at most 9, and stands out 20 times as far as all pixels around it: what an optic shows
 is larger, or fades."""
+
+
+def magnified(image: Tensor, factor: float) -> Tensor:
+    """Resample an image, (C, H, W) float32, to ``factor`` times as many rows and columns, rounded down.
+
+    What lies at x comes to lie at (x + 0.5) * factor - 0.5. Cubic interpolation; no pixel is skipped if it shrinks.
+    Raises an :class:`InputError` if nothing would be left, or more than ``MOST_PIXELS``.
+    """
+    if factor == 1:
+        return image
+    rows, columns = (int(length * factor) for length in image.shape[1:])
+    if not 1 <= rows * columns <= MOST_PIXELS:
+        found = f"to see filaments as wide as in training, the image of {image.shape[2]} x {image.shape[1]} pixels"
+        raise InputError(
+            f"features.scale: {found} would be resampled to {columns} x {rows}; train at this magnification"
+        )
+    return functional.interpolate(
+        image[None], scale_factor=factor, mode="bicubic", antialias=True, recompute_scale_factor=False
+    )[0]
 
 
 def flattened(image: Tensor, sigma: float | None) -> Tensor:

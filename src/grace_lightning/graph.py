@@ -13,10 +13,11 @@ from enum import IntEnum, StrEnum
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import Delaunay, QhullError
+from scipy.spatial import Delaunay, KDTree, QhullError
 from torch import Tensor
 
 from grace_lightning.errors import InputError
@@ -201,11 +202,48 @@ def expect_inside(pos: Tensor, shape: tuple[int, int]) -> None:
         )
 
 
-def distinct(pos: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first of (N, 2) detections at each place, (M,) int64 ascending, and the place of each, (N,) int64."""
-    _, first, group = np.unique(pos.numpy(), axis=0, return_index=True, return_inverse=True)
-    rows, place = np.unique(first[group.reshape(-1)], return_inverse=True)
+def distinct(pos: Tensor, radius: float = 0.0, confidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return which of (N, 2) detections stay, (M,) int64 ascending, and which of these each is one with, (N,) int64.
+
+    Detections that stay are more than ``radius`` pixels apart; every other one is one with the nearest of them. Of
+    detections near each other the most confident ((N,) scores) stays, of several at one place with equal scores the
+    first. Detections close together along a line are thinned, they do not become one.
+    """
+    points = pos.numpy().astype(np.float64)
+    score = np.zeros(len(points)) if confidence is None else confidence.numpy()
+    best = np.argsort(-score, kind="stable")
+    places, first, group = np.unique(points[best], axis=0, return_index=True, return_inverse=True)
+    row: Ints = best[first]  # of each place
+    group = group.reshape(-1)[np.argsort(best)]
+    if radius > 0 and len(places) > 1:
+        # Equal scores are ranked by a hash of the position: ranked along a line, each would have to wait for the next.
+        shuffled = pd.util.hash_array((places + 0.0).astype(np.float32).view(np.uint64)[:, 0])
+        rank = np.lexsort((shuffled, -score[row]))
+        stay = rank[_apart(places[rank], radius)]
+        row, group = row[stay], np.ravel(KDTree(places[stay]).query(places)[1])[group]
+    rows, place = np.unique(row[group], return_inverse=True)
     return torch.from_numpy(rows), torch.from_numpy(place)
+
+
+def _apart(points: Floats, radius: float) -> Ints:
+    """Take the points (M, 2) one by one unless one within ``radius`` is taken already; return which are, ascending.
+
+    The first half goes first, so that there are few pairs left where thousands of points crowd at one place.
+    """
+    if len(points) > 1000:
+        half = len(points) // 2
+        taken = _apart(points[:half], radius)
+        away = KDTree(points[taken]).query(points[half:], distance_upper_bound=np.nextafter(radius, np.inf))[0]
+        free = half + np.flatnonzero(np.isinf(away))
+        return np.concatenate([taken, free[_apart(points[free], radius)]])
+    pairs = KDTree(points).query_pairs(radius, output_type="ndarray")
+    gone = np.zeros(len(points), dtype=bool)
+    while len(pairs):
+        waits = np.zeros(len(points), dtype=bool)
+        waits[pairs[:, 1]] = True
+        gone[pairs[~waits[pairs[:, 0]], 1]] = True
+        pairs = pairs[~gone[pairs].any(axis=1)]
+    return np.flatnonzero(~gone)
 
 
 def from_detections(pos: Tensor, confidence: Tensor | None = None) -> tuple[Graph, Tensor]:
@@ -345,6 +383,10 @@ def adjacency(edges: Ints, num_nodes: int) -> sp.csr_array:
     return sp.csr_array((np.ones(len(row), dtype=np.int8), (row, col)), shape=(num_nodes, num_nodes))
 
 
+MOST_MEMBERS = 10_000_000
+"""Neighbourhoods that have more members together take too much memory in a network."""
+
+
 class Subgraphs(NamedTuple):
     """The k-hop neighbourhoods of all N nodes, as one graph of N parts; int64."""
 
@@ -363,7 +405,14 @@ def subgraphs(edges: Tensor, num_nodes: int, *, num_hops: int, connection: Conne
     step = (adjacency(ends, num_nodes) + sp.eye_array(num_nodes, dtype=np.int8, format="csr")).astype(bool)
     reach = sp.csr_array(step)
     for _ in range(num_hops - 1):
-        reach = (reach @ step).astype(bool)
+        before, reach = reach.nnz, (reach @ step).astype(bool)
+        if reach.nnz > MOST_MEMBERS:
+            found = (
+                f"data.num_hops: {num_hops}, but {num_nodes:,} neighbourhoods have more than {MOST_MEMBERS:,} members"
+            )
+            raise InputError(f"{found}; give fewer, or 'whole'")
+        if reach.nnz == before:  # each reaches all that it is connected to
+            break
     reach.sort_indices()
     members = reach.tocoo()
     centre, node = members.row.astype(np.int64), members.col.astype(np.int64)

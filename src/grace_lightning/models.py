@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv, GCNConv
 
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, expect_range, expect_widths
 from grace_lightning.graph import EDGE_HEADS, HEADS
 
 
@@ -39,9 +39,8 @@ class _Heads(nn.ModuleDict):
 
 
 def _check(hidden: Sequence[int], dense: Sequence[int], dropout: float) -> None:
-    if not hidden or min([*hidden, *dense]) < 1:
-        found = f"model.hidden: {list(hidden)}, model.dense: {list(dense)}"
-        raise InputError(f"{found}, expected widths of 1 or more, and one hidden at least")
+    expect_widths("model.hidden", hidden)
+    expect_widths("model.dense", dense, least=0)
     if not 0 <= dropout < 1:
         raise InputError(f"model.dropout: {dropout}, expected a fraction from 0 to below 1")
 
@@ -167,8 +166,7 @@ class MPNN(nn.Module):
     ) -> None:
         super().__init__()
         _check([hidden], dense, dropout)
-        if rounds < 0:
-            raise InputError(f"model.rounds: {rounds}, expected 0 or more")
+        expect_range("model.rounds", rounds, 0, 100)
         self.node_encoder = mlp([node_features, hidden, hidden])
         self.edge_encoder = mlp([edge_features, hidden, hidden])
 

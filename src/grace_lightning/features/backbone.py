@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from grace_lightning.data import GraphData, drawing_by
-from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.errors import InputError, InputWarning, expect_range
 from grace_lightning.features.common import Features, OnPatches
 from grace_lightning.features.crops import node_patches, sample_image
 from grace_lightning.files import one_line, reading, replacing
@@ -115,8 +115,10 @@ class Backbone(Features):
         cache: bool = True,
         cache_dir: str | None = None,
     ) -> None:
-        above_zero = {"patch": patch, "input_size": input_size, "batch_size": batch_size}
-        super().__init__(scale, flatten, ARCHITECTURES[name].maps, laplacian, **above_zero)
+        super().__init__(scale, flatten, ARCHITECTURES[name].maps, laplacian, patch=patch)
+        expect_range("features.input_size", input_size, 1, 1024)
+        expect_range("features.batch_size", batch_size, 1, 1024)
+        expect_range("features.tile", tile, 1, 2**14)
         self.margin, self.tile_cells = math.ceil(overlap / STRIDE), tile // STRIDE  # in cells
         if overlap < 0 or self.tile_cells <= 2 * self.margin:
             found = f"features.overlap: {overlap}, features.tile: {tile}"

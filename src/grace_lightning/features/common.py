@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from grace_lightning.data import GraphData
-from grace_lightning.errors import InputError
+from grace_lightning.errors import expect_range
 from grace_lightning.graph import GEOMETRY_FEATURES
 
 OnPatches = Callable[[Tensor], Tensor]  # changes patches, (n, C, size, size) to the same
@@ -21,19 +21,19 @@ class Features(nn.Module):
     flatten : filament widths; local mean and deviation of this Gaussian, which is ``sigma`` pixels wide, are removed
         from the image before it comes here. None: mean and deviation of the whole image
     node_features : number of features of a node; if ``laplacian``, as many, times the graph Laplacian, are appended
-    above_zero : further values by their key in the configuration, which have to be above 0
+    lengths : further ones by their key in the configuration, filament widths, to be checked
     """
 
     frozen = False  # whether they take so long that they are kept, and augmentation draws from a few fixed views
     edge_features = GEOMETRY_FEATURES
 
     def __init__(
-        self, scale: float, flatten: float | None, node_features: int, laplacian: bool = False, **above_zero: float
+        self, scale: float, flatten: float | None, node_features: int, laplacian: bool = False, **lengths: float
     ) -> None:
         super().__init__()
-        for key, value in {"scale": scale, "flatten": flatten, **above_zero}.items():
-            if value is not None and value <= 0:
-                raise InputError(f"features.{key}: {value}, expected a number above 0")
+        expect_range("features.scale", scale, 1, 1000)
+        for key, length in {"flatten": 1.0 if flatten is None else flatten, **lengths}.items():
+            expect_range(f"features.{key}", length, 0.1, 50)
         self.scale, self.laplacian = scale, laplacian
         self.sigma = None if flatten is None else flatten * scale
         self.node_features = node_features * (2 if laplacian else 1)

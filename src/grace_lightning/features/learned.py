@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grace_lightning.data import GraphData
-from grace_lightning.errors import InputError
+from grace_lightning.errors import expect_range, expect_widths
 from grace_lightning.features.common import Features, OnPatches
 from grace_lightning.features.crops import edge_strips, node_patches
 from grace_lightning.graph import GEOMETRY_FEATURES
@@ -60,11 +60,12 @@ class Learned(Features):
         channels: Sequence[int] = (16, 32, 64),
         hidden: int = 64,
     ) -> None:
-        least = min(channels, default=0)
-        super().__init__(scale, flatten, hidden, patch=patch, strip=strip, channels=least, hidden=hidden)
-        if min(patch_samples, *strip_samples) < 2:
-            found = f"features.patch_samples: {patch_samples}, features.strip_samples: {list(strip_samples)}"
-            raise InputError(f"{found}, expected 2 or more")
+        super().__init__(scale, flatten, hidden, patch=patch, strip=strip)
+        for key, counts in {"patch_samples": [patch_samples], "strip_samples": strip_samples}.items():
+            for count in counts:
+                expect_range(f"features.{key}", count, 2, 1000)
+        expect_widths("features.channels", channels)
+        expect_widths("features.hidden", [hidden])
         self.patch_size, self.patch_samples = patch * scale, patch_samples
         self.strip_half_width, self.strip_samples = strip * scale, strip_samples
         self.edge_features = hidden + GEOMETRY_FEATURES

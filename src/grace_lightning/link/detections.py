@@ -103,4 +103,4 @@ def _floats(value: Array) -> Floats:
 def expect(name: str, value: float, expected: str, fits: bool) -> None:
     """Raise an :class:`InputError` unless a linker's parameter fits."""
     if not fits:
-        raise InputError(f"{name}: {value}, expected {expected}")
+        raise InputError(f"link.{name}: {value}, expected {expected}")

@@ -39,7 +39,9 @@ POSITIVE = 0.5  # a node of a higher probability joins a path that it lies besid
 # Connected parts of more than LARGE nodes lose their edges below twice the least probability, until they fall apart or
 # it reaches PROBABLE, so that the time grows with the number of nodes.
 LARGE, PROBABLE = 2000, 0.2
+FIRST = 0.75  # part of the time for the first programme; without any for the second, filaments stay in pieces
 SMALL = 300  # nodes; connected parts are solved together until they have as many, since every call takes its time
+MOST_VALUE = 1e6  # of all parameters but ``time_limit``
 SURE = 1e-6  # probabilities nearer to 0 or 1 are taken for this, since their log-odds have to be finite
 
 
@@ -108,12 +110,12 @@ class Programme(Linker):
             if name in above_0:
                 expect(name, value, "more than 0", value > 0)
             expect(name, value, "0 or more", value >= 0)
-            expect(name, value, "less than infinity", value < inf or name == "time_limit")
+            expect(name, value, f"at most {MOST_VALUE:,g}", value <= MOST_VALUE or name == "time_limit")
         expect("min_probability", self.min_probability, "less than 1", self.min_probability < 1)
         expect("min_relative_probability", self.min_relative_probability, "0 to 1", self.min_relative_probability <= 1)
 
     def link(self, given: Detections) -> list[tuple[Path, Ints]]:
-        xy, p, deadline = given.pos, given.node_probability, time.monotonic() + self.time_limit
+        xy, p, start = given.pos, given.node_probability, time.monotonic()
         end_cost = np.full(len(xy), self.end_cost)
         if given.end_probability is not None:
             end_cost = np.clip(END_PRIOR - END_WEIGHT * _log_odds(given.end_probability), *END_COSTS)
@@ -121,8 +123,10 @@ class Programme(Linker):
         if given.further_probability is not None:
             share_cost = SHARE_WEIGHT * (SHARE_PRIOR - _log_odds(given.further_probability))
 
-        paths = without_overlaps(xy, self._paths(given, end_cost, deadline), OVERLAP * self.scale)
+        paths = self._paths(given, end_cost, start + FIRST * self.time_limit)
+        paths = without_overlaps(xy, paths, OVERLAP * self.scale)
         paths = without_doubles(xy, paths, self.scale / 2, DOUBLE)
+        deadline = start + self.time_limit
         paths, optimal = reconnect(
             xy, paths, end_cost, share_cost, deadline, scale=self.scale, turn_cost=self.turn_cost, max_gap=self.max_gap
         )
@@ -154,10 +158,12 @@ class Programme(Linker):
         group = np.where(hopeful, (np.cumsum(hopeful * size) - hopeful * size) // SMALL, -1)
 
         place = np.zeros(len(given.pos), dtype=np.int64)
-        paths: list[Path] = []
+        paths: dict[int, list[Path]] = {}
         late: list[int] = []
-        for k in np.unique(group[hopeful]):
-            nodes, own = np.flatnonzero(group[part] == k), group[of_edge] == k
+        edge_group = group[of_edge]
+        groups, sizes = np.unique(edge_group[edge_group >= 0], return_counts=True)
+        for k in groups[np.argsort(sizes, kind="stable")].tolist():  # the largest last, if time runs out
+            nodes, own = np.flatnonzero(group[part] == k), edge_group == k
             place[nodes] = np.arange(len(nodes))
             found, optimal = best_paths(
                 given.pos[nodes],
@@ -171,10 +177,10 @@ class Programme(Linker):
                 jitter=JITTER * self.scale,
             )
             late += [] if optimal else [len(nodes)]
-            paths += [Path(nodes[path.nodes], path.closed) for path in found]
+            paths[k] = [Path(nodes[path.nodes], path.closed) for path in found]
         if late:
             self._warn(f"before {len(late)} parts of the graph, of up to {max(late)} nodes, were solved")
-        return paths
+        return [path for k in sorted(paths) for path in paths[k]]
 
     def _warn(self, what: str) -> None:
         remedy = "Raise time_limit, or raise min_probability for fewer candidates"

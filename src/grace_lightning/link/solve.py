@@ -13,6 +13,7 @@ from grace_lightning.link.paths import trace
 
 # Log-odds, the most that the end of a filament costs inside another one, where it is hardly seen; chosen on roots.
 INSIDE = 3.0
+MEETING = 64  # edges at one node that may go on in one another; 30 is the most in all detections that were looked at
 Entries = list[tuple[Ints, Ints, int]]  # rows and columns of a matrix, and the value there
 
 
@@ -35,7 +36,7 @@ def best_paths(
     Costs and gains are log-odds. Between two edges of the length ``jitter`` (pixels), a bend costs half as much.
     """
     again = np.maximum(crossing_cost, -node_gain)  # an improbable node is no cheaper the second time
-    node, pair, bend = _meeting_pairs(pos, edges, bend_cost, jitter)
+    node, pair, bend = _meeting_pairs(pos, edges, edge_gain, bend_cost, jitter)
     # A bend that costs more is never taken: it is cheaper to end and to begin anew, which passes the node twice.
     worth = bend <= 2 * end_cost[node] + again[node]
     node, pair, bend = node[worth], pair[:, worth], bend[worth]
@@ -57,21 +58,38 @@ def best_paths(
     return trace(edges[:, taken], node[goes_on_in], new_number[pair[:, goes_on_in]]), optimal
 
 
-def _meeting_pairs(pos: Floats, edges: Ints, bend_cost: float, jitter: float) -> tuple[Ints, Ints, Floats]:
-    """Return all pairs of edges that meet: their node (any,), the two edges (2, any), the bend's cost (any,)."""
-    count = edges.shape[1]
-    order = np.argsort(edges.reshape(-1), kind="stable")
-    node, edge = edges.reshape(-1)[order], order % max(count, 1)
-    degree = np.bincount(node, minlength=len(pos))
-    place = np.arange(2 * count) - (np.cumsum(degree) - degree)[node]  # of an edge in the list of those at its node
-    # Each edge makes a pair with all edges before it in that list.
-    later = np.repeat(np.arange(2 * count), place)
+def _meeting_pairs(
+    pos: Floats, edges: Ints, edge_gain: Floats, bend_cost: float, jitter: float
+) -> tuple[Ints, Ints, Floats]:
+    """Return the pairs of edges that meet: their node (any,), the two edges (2, any), the bend's cost (any,).
+
+    These are all pairs of up to ``MEETING`` edges at a node, of more of those that gain most, of equals the shortest:
+    the pairs grow with the square of the edges, and of them all a node is passed twice at most.
+    """
+    ends, count = edges.reshape(-1), edges.shape[1]
+    length = np.hypot(*(pos[edges[1]] - pos[edges[0]]).T)
+    best = np.lexsort((np.tile(length, 2), -np.tile(edge_gain, 2), ends))
+    meets = np.zeros(2 * count, dtype=bool)
+    meets[best[_places(ends[best], len(pos)) < MEETING]] = True
+    order = np.argsort(ends, kind="stable")
+    order = order[meets[order]]
+    node, edge = ends[order], order % max(count, 1)
+    place = _places(node, len(pos))
+    # Each edge makes a pair with all edges before it in the list of those at its node.
+    later = np.repeat(np.arange(len(order)), place)
     earlier = later - 1 - (np.arange(len(later)) - np.repeat(np.cumsum(place) - place, place))
     at, both = node[later], np.stack([edge[earlier], edge[later]])
     away = pos[edges[:, both].sum(axis=0) - at] - pos[at]  # (2, any, 2), to the far ends
     square = np.maximum((away**2).sum(axis=-1), 1e-18)  # not 0 where two detections lie at one place
     blur = jitter**2 * (1 / square).mean(axis=0)
     return at, both, bend_cost * tan_half_squared(away[0], -away[1]) / (1 + blur)
+
+
+def _places(node: Ints, count: int) -> Ints:
+    """Return the place of each item in the list of those at its node, of ascending nodes (any,) below ``count``."""
+    degree = np.bincount(node, minlength=count)
+    places: Ints = np.arange(len(node)) - (np.cumsum(degree) - degree)[node]
+    return places
 
 
 def tan_half_squared(a: Floats, b: Floats) -> Floats:

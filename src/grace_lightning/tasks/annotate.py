@@ -15,10 +15,13 @@ from grace_lightning import io
 from grace_lightning.config import build, call, check_value
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import expect_folder
-from grace_lightning.graph import Label, from_detections
+from grace_lightning.graph import Label, distinct, from_detections
 from grace_lightning.ridges import better_fit
 from grace_lightning.tasks.common import each_image, exit_if_failed, expect_keys, plain
 from grace_lightning.truth import label_by_mask
+
+CLOSE, MANY = 2.0, 0.1
+"""If more than this part of an image's detections lie within so many pixels of another one, a warning says so."""
 
 
 def annotate(cfg: DictConfig) -> None:
@@ -101,6 +104,10 @@ def annotate_folder(
             pos = io.y_from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
         except InputError as error:
             raise InputError(f"{detections}: {error}") from error
+        if (near := len(distinct(pos)[0]) - len(distinct(pos, CLOSE)[0])) > MANY * len(pos):
+            found = f"{near} of {len(pos)} detections lie within {CLOSE:g} pixels of another one"
+            remedy = "if filaments were picked twice, leave one of the two picks out: a network learns what it is shown"
+            warnings.warn(f"{detections}: {found}; {remedy}", InputWarning, stacklevel=2)
         graph = label_by_mask(from_detections(pos, confidence)[0], mask)
         positive = {head: int((graph.label(head) == Label.TRUE_POSITIVE).sum()) for head in ("node", "edge")}
         if better := better_fit(image, pos, mask):

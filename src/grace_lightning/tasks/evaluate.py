@@ -1,6 +1,7 @@
 """``grace-evaluate``, and the scores at the end of ``grace-train``."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
     quiet_lightning()
     predictor = load_predictor(config)
     brush, pictures = drawing(config, predictor.scale)
-    datasets = [_infer_images(config, module) for module in predictor.networks]
+    datasets = [_infer_images(config, predictor, module) for module in predictor.networks]
     device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
     run_dir, console = Path(config["run_dir"]), Console()
     result = evaluate_infer(predictor.to(device), datasets, brush, run_dir, console, pictures)
@@ -67,18 +68,22 @@ def evaluate(cfg: DictConfig) -> Metrics:
     return result
 
 
-def _infer_images(config: Config, module: GraceModule) -> GraceDataset:
+def _infer_images(config: Config, predictor: Predictor, module: GraceModule) -> GraceDataset:
     """Return the images to score as a network takes them."""
     data = {**module.config["data"], "simulation": None}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:
         # One folder to split in training, another one to score now: the split is over.
         data |= {"image_dir": None, "grace_dir": None, "infer_grace_dir": config["data"]["infer_grace_dir"]}
-    datamodule: GraceDataModule = build(data, "data", sigma=module.features.sigma)
+    as_trained = predictor.scale == module.features.scale
+    datamodule: GraceDataModule = build(data, "data", sigma=module.features.sigma if as_trained else None)
     datamodule.setup("predict")
     if not datamodule.sources["infer"]:
         raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")
-    return datamodule.dataset("infer")
+    dataset = datamodule.dataset("infer")
+    if not as_trained:
+        dataset.as_data = partial(predictor.as_taken_by, module)
+    return dataset
 
 
 def drawing(config: Config, scale: float) -> tuple[float, bool]:
