@@ -1,7 +1,10 @@
 """From images, detections and masks to annotated graphs, and detections from images alone."""
 
+import os
 import re
+import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import imagecodecs
@@ -293,6 +296,33 @@ def test_images_that_fail_are_named_when_the_others_are_done(data, annotate, mon
     assert [path.name for path in Path("out").iterdir()] == ["b.grace"]
 
 
+def test_a_signal_ends_the_command_after_the_image_in_hand(data, annotate, monkeypatch):
+    def read_and_ask(path, **keys):
+        os.kill(os.getpid(), signal.SIGINT)
+        return read_image(path, **keys)
+
+    shutil.copy(data / "b.tif", data / "[c] (1) ü.tif")
+    shutil.copy(data / "b_mask.tif", data / "[c] (1) ü_mask.tif")
+    command = [f"image_dir={data}", "out_dir=[bold] (1) ü"]
+    with monkeypatch.context() as patch:
+        patch.setattr("grace_lightning.io.read_image", read_and_ask)
+        status, out, err = annotate(*command)
+    assert status == 128 + signal.SIGINT
+    assert out == "annotated 0 of 3 images in [bold] (1) ü, 1 failed, 2 left to do\n"
+    failed, said = err.splitlines()
+    assert "no detections" in failed
+    assert said == f"grace-annotate: stopped by Ctrl-C; go on with: {shlex.join(['grace-annotate', *command])}"
+    assert annotate(*command)[1].startswith("annotated 2 of 3 images in [bold] (1) ü, 1 failed\n")
+
+
+def test_an_out_dir_that_cannot_be_made_is_named(data, annotate):
+    Path("taken").touch()
+    for folder in ("taken", "taken/out"):
+        status, _, err = annotate(f"image_dir={data}", f"out_dir={folder}")
+        assert status == 2
+        assert re.fullmatch(f"grace-annotate: out_dir: {folder} cannot be made .*\n", err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -395,6 +425,10 @@ def test_ridge_detections_are_written_beside_the_graph(simulation, tmp_path, ann
     assert graph.label("node").float().mean() > 0.7
     assert graph.label("edge").sum() > 50
 
+    shutil.rmtree("out/m.grace")
+    assert annotate(*arguments)[0] == 0  # a run that was killed has left the same detections
+    pd.testing.assert_frame_equal(read_detections("out/m.h5"), frame)
+    write_detections("out/m.h5", frame[1:])
     shutil.rmtree("out/m.grace")
     status, _, err = annotate(*arguments)
     assert status == 1

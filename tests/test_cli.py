@@ -1,8 +1,12 @@
 """The commands, as typed, from a folder of the user's."""
 
+import errno
 import json
+import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,6 +21,7 @@ import torch
 from conftest import NAMES
 
 from grace_lightning import cli
+from grace_lightning.simulate import Simulator
 
 SHORT = ["trainer.max_epochs=2", "callbacks.progress=null", "trainer.accelerator=cpu"]
 SMALL = [*SHORT, "features=statistics", "model=gcn", "model.hidden=[8]", "model.dense=[8]"]
@@ -286,6 +291,119 @@ def test_skipped_images_are_counted_and_named(spoiled, run):
     told = f"warning: {spoiled}: 1 of 3 images have no .grace folder and were skipped: {NAMES[2]}"
     assert set(err.splitlines()) == {told}
     assert "train  2 images" in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("image_dir=my (1) folder", r"image_dir='my (1) folder'"),
+        ("+image_dir=R&D #2 ~ü, {x}=", r"+image_dir='R&D #2 ~ü, {x}='"),
+        ("out_dir=it's\\", r"out_dir='it\'s\\'"),
+        ("out_dir=20240115", "out_dir='20240115'"),
+        ("data.train_image_dir=1e5", "data.train_image_dir='1e5'"),
+        ("out_dir=a,b", "out_dir='a,b'"),
+        ("out_dir=[bold]", "out_dir='[bold]'"),
+        ("ckpt_path=runs/[1]/last.ckpt", "ckpt_path='runs/[1]/last.ckpt'"),
+        ("checkpoint=[a (1).ckpt, b.ckpt]", "checkpoint=['a (1).ckpt', 'b.ckpt']"),
+        ("image_dir=~/data", f"image_dir={Path.home()}/data"),
+        *((same, same) for same in ("image_dir=my folder", "image_dir='2024'", 'image_dir="a,b"', "image_dir=null")),
+        *(
+            (same, same)
+            for same in ("checkpoint=[a.ckpt,b.ckpt]", "log_dir=${oc.env:HOME}/x", "seed=3", "model=gcn,gat")
+        ),
+        *((same, same) for same in ("simulator.size=[64,64]", "~logger", "-m", "--config-dir=a (1)", "folder")),
+    ],
+)
+def test_what_hydra_would_misread_is_taken_as_typed(typed, taken):
+    assert cli._readable(typed, in_sweep=False) == taken
+    assert cli._readable(taken, in_sweep=False) == taken
+
+
+def test_the_values_of_a_sweep_stay_apart():
+    for same in ("data.image_dir=a,b", "data.image_dir=a (1),b"):
+        assert cli._readable(same, in_sweep=True) == same
+
+
+def test_paths_that_mean_something_to_hydra_or_rich(simulated, run):
+    for name in ("[bold]x (1) #ü", "x[/red]", "2024", ":star:,{a}=b"):
+        shutil.copytree(simulated, name)
+        shutil.copy(Path(name) / f"{NAMES[0]}.grace" / "annotation.npz", Path(name) / f"{NAMES[0]}_mask.npz")
+        status, out, err = run("annotate", f"image_dir={name}", f"out_dir={name}/out", "detections=files")
+        assert status == 0, err
+        assert out.startswith(f"annotated 3 of 3 images in {name}/out\n")
+
+
+@pytest.mark.parametrize("key", ["image_dir=", "out_dir=''"])
+def test_an_empty_path_is_not_the_current_folder(key, run):
+    expect_refusal(run("annotate", key), f"{key.partition('=')[0]}: nothing follows the =")
+
+
+def test_blanks_that_the_shell_has_split(run):
+    expect_refusal(run("annotate", "image_dir=my", "images"), "images: expected key=value; quote blanks")
+    result = run("train", "-m", "data.image_dir=a (1),b")
+    expect_refusal(result, re.escape("""in a sweep, quote each value: 'data.image_dir="a (1)","b"'"""))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_libraries_are_imported_is_one_line(number, tmp_path):
+    code = f"""
+import os, sys
+from grace_lightning import cli
+
+def import_slowly(name):
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except BaseException:  # as many libraries have it
+        pass
+
+cli.import_module = import_slowly
+sys.argv = ["grace-predict", "image_dir=a (1)", "out_dir=b"]
+cli.predict()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    by = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert done.returncode == 128 + number
+    assert done.stderr == f"grace-predict: stopped by {by}; go on with: grace-predict 'image_dir=a (1)' out_dir=b\n"
+
+
+def test_simulation_that_was_stopped_says_how_it_is_made_whole(run, monkeypatch):
+    def ask(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    real = Simulator.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulator, "__call__", ask)
+        status, _, err = run("simulate", "out_dir=sim (1)", "num_images=2", *TINY)
+    assert status == 128 + signal.SIGINT
+    command = shlex.split(err.partition("start again with: ")[2])
+    assert command == ["grace-simulate", "out_dir=sim (1)", "num_images=2", *TINY, "overwrite=true"]
+    assert run("simulate", *command[1:])[:2] == (0, "2 micrographs in sim (1)\n")
+
+
+@pytest.mark.parametrize("command", ["simulate", "annotate"])
+def test_a_disk_that_fails_anywhere_is_one_line(command, run, monkeypatch):
+    def fail(cfg):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+
+    monkeypatch.setattr(f"grace_lightning.tasks.{command}.{command}", fail)
+    expect_refusal(run(command), "some/file: No space left on device")
+
+
+def test_the_backend_of_a_notebook_and_an_output_that_nobody_reads(tmp_path):
+    code = (
+        "from grace_lightning import cli; cli.simulate(); import matplotlib; assert matplotlib.get_backend() == 'agg'"
+    )
+    command = [sys.executable, "-c", code, "out_dir=sim", "num_images=1", *TINY]
+    env = {**os.environ, "MPLBACKEND": "module://no_such_notebook.backend"}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    (tmp_path / "sim").rename(tmp_path / "first")
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bug_shows_its_traceback(run, monkeypatch):

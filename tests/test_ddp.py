@@ -34,6 +34,19 @@ SMALL = [
 ]
 CPU = "trainer.accelerator=cpu"
 DDP = ["trainer=ddp", CPU]
+STOPPED = """
+import os, signal
+from grace_lightning import cli
+from grace_lightning.tasks import predict
+
+def write(*arguments, real=predict.write_results, **keys):
+    real(*arguments, **keys)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+predict.write_results = write
+cli.predict()
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -170,3 +183,18 @@ def test_only_the_first_process_has_a_run_folder(name, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("RANK", "0")  # which counts over all machines
     assert _new_folder(str(tmp_path / "run")) == str(tmp_path / "run")
+
+
+def test_a_signal_to_the_first_process_ends_all_after_the_image_in_hand(folder, jobs):
+    (folder / "stopped.py").write_text(STOPPED)
+    given = ["checkpoint=one/model/best.ckpt", "image_dir=train", "out_dir=stopped", "export.png=false"]
+    command = [sys.executable, "stopped.py", *DDP, *given]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr.count("grace-predict: stopped by SIGTERM; go on with: ") == 1
+    results = len(list((folder / "stopped").glob("*.grace")))
+    assert 1 <= results <= 2  # of three; the first process would have done two
+    assert done.stdout.startswith(f"{results} image")
+    assert f"; {3 - results} left to do" in done.stdout
+    assert (folder / "stopped/filaments.csv").is_file()

@@ -1,8 +1,14 @@
 """``grace-predict`` as typed, and the same from Python."""
 
+import itertools
+import os
 import re
 import resource
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import hydra
@@ -18,9 +24,11 @@ from conftest import NAMES, SCALE
 from grace_lightning import Predictor, figures, io, predict
 from grace_lightning.config import config_dir
 from grace_lightning.errors import InputError
+from grace_lightning.files import HOST
 from grace_lightning.graph import Filament, Graph
 from grace_lightning.predictor import link_filaments
 from grace_lightning.tasks import predict as task
+from grace_lightning.tasks.predict import SUMMARY
 
 FILES = {f"{name}.{end}" for name in NAMES for end in ("box", "cbox", "grace", "star")} | {"filaments.csv", "relion"}
 
@@ -78,6 +86,13 @@ def given(simulated):
     """An image and its detections."""
     pos = io.read_detections(simulated / f"{NAMES[0]}.h5")[["x", "y"]].to_numpy()
     return io.read_image(simulated / f"{NAMES[0]}.mrc"), pos
+
+
+@pytest.fixture
+def findings(predictor, given):
+    """What the files of the first image are made of."""
+    found = predictor.find(predictor.prepare(given[0], torch.from_numpy(given[1].astype(np.float32))))
+    return task.Micrograph(NAMES[0], f"{NAMES[0]}.mrc", (192, 192), given[0], 4.0), found
 
 
 class TestFiles:
@@ -165,7 +180,9 @@ def test_an_interrupted_run_goes_on(again):
     shutil.rmtree(f"out/{NAMES[1]}.grace")  # which comes last, so it was under way
     Path(f"out/{NAMES[2]}.star").unlink()
     Path("out/filaments.csv").unlink()
-    Path(f"out/.{NAMES[1]}.unfinished").mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    Path(f"out/.{HOST}-{ended.pid}-0123abcd.unfinished").mkdir()
     status, out, _ = again("export.png=true")
     assert status == 0
     assert "(1 done before" in out
@@ -202,6 +219,101 @@ def test_a_table_that_cannot_be_written_is_a_failure(again):
     status, _, err = again()
     assert status == 1
     assert "filaments.csv: cannot be written" in err
+
+
+def test_counts_add_up(predicted, data):
+    """Of seven images two are done before, two are done now, one fails again, one fails now, one is somebody's."""
+    for name in ("again", "now", "whose", "x", "y"):
+        for end in ("mrc", "h5"):
+            shutil.copy(data / f"{NAMES[1]}.{end}", data / f"{name}.{end}")
+    (data / "again.mrc").write_bytes(b"cut")
+    kept = {f"{name}.mrc": (data / f"{name}.mrc").rename(data.parent / name) for name in ("now", "whose", *NAMES[1:])}
+    status, out, _ = predicted()
+    assert status == 1
+    number = len(pd.read_csv("out/filaments.csv"))
+    assert out.startswith(f"3 images, {number} filaments in out")
+    assert re.search("; 1 of 4 images failed\n$", out)
+
+    for name, path in kept.items():
+        path.rename(data / name)
+    (data / "now.mrc").write_bytes(b"cut")
+    (data / "x.mrc").unlink()
+    Path("out/whose.grace").mkdir()
+    status, out, err = predicted()
+    assert status == 1
+    assert re.search("grace-predict: .*again.mrc: .*\n.*now.mrc: .*\n.*whose.grace: .*\n$", err)
+    table = pd.read_csv("out/filaments.csv")
+    number = (table["image"] != "x").sum()
+    assert out.startswith(f"4 images, {number} filaments in out (2 done before, ")
+    assert re.search("; 3 of 7 images failed; filaments.csv has 1 other image, too\n$", out)
+
+
+def test_a_signal_ends_the_command_after_the_image_in_hand(predicted, monkeypatch):
+    real, calls = task.write_results, itertools.count(1)
+
+    def write(*arguments, **keys):
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(*arguments, **keys)
+
+    monkeypatch.setattr(task, "write_results", write)
+    status, out, err = predicted()
+    assert status == 128 + signal.SIGTERM
+    assert re.match(r"2 images, .*; 1 left to do\n", out)
+    assert set(pd.read_csv("out/filaments.csv")["image"]) == set(NAMES[:2])
+    said, go_on = err.rstrip("\n").split("go on with: ")
+    assert said == "grace-predict: stopped by SIGTERM; "
+    command = shlex.split(go_on)
+    assert command[0] == "grace-predict"
+    status, out, _ = predicted(*command[1:])
+    assert status == 0
+    assert "(2 done before" in out
+    assert made() == FILES
+
+
+def test_two_predictions_into_one_folder_at_once(findings, tmp_path, monkeypatch):
+    """The second one does everything while the first one has its files half written."""
+    real, started = task._write_exports, []
+
+    def write(*arguments):
+        real(*arguments)
+        if not started:
+            started.append(True)
+            one("a")
+            one("b")
+
+    def one(name):
+        micrograph = findings[0]._replace(name=name)
+        task.write_results(tmp_path, micrograph, findings[1], task.Export(), scale=SCALE, record={})
+        task.join_summaries(tmp_path)
+
+    monkeypatch.setattr(task, "_write_exports", write)
+    one("a")
+    assert made(tmp_path) == {f"{n}.{e}" for n in "ab" for e in ("box", "cbox", "grace", "png", "star")} | {SUMMARY}
+    assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {"a", "b"}
+
+
+def test_an_image_that_another_run_adds_while_the_table_is_made_is_in_it(findings, tmp_path, monkeypatch):
+    real, listed = task._summaries, []
+
+    def list_then_add(folder):
+        tables = real(folder)
+        if not listed:
+            listed.append(True)
+            task.write_results(folder, *findings, task.Export(png=False), scale=SCALE, record={})
+            task.join_summaries(folder)
+        return tables
+
+    monkeypatch.setattr(task, "_summaries", list_then_add)
+    assert list(task.join_summaries(tmp_path)) == [NAMES[0]]
+    assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {NAMES[0]}
+
+
+def test_segments_closer_than_pixels_are_refused_image_by_image(predicted):
+    status, out, err = predicted("export.spacing=0.2")
+    assert status == 1
+    assert err.count("export.spacing: 0.2 Angstrom, but a pixel of micrograph_000") == 3
+    assert out.startswith("0 images, 0 filaments in out; 3 of 3 images failed")
 
 
 SPOILT = {
@@ -300,7 +412,7 @@ def test_detections_may_lie_elsewhere_and_what_has_no_partner_is_named(predicted
         path.unlink()
     status, out, err = predicted(f"detections_dir={picks}")
     assert status == 0
-    assert "1 images" in out
+    assert "1 image," in out
     assert f"no detections for 1 of 2 images, left out: {NAMES[1]}" in err
     assert f"no image for 1 detection files, left out: {NAMES[0]}.cbox" in err
     assert {name for name in made() if name.endswith(".grace")} == {f"{NAMES[2]}.grace"}
@@ -374,7 +486,10 @@ def test_without_a_pixel_size_no_angstrom_is_invented(predicted, data):
         ("image_dir=nowhere", "image_dir: nowhere: no such folder"),
         ("overwrite=perhaps", "overwrite: 'perhaps', expected bool"),
         ("pixel_size=0", "pixel_size: 0, expected Angstrom per pixel"),
-        ("export.spacing=-1", "export.spacing: -1, expected a length above 0"),
+        ("export.spacing=1e-9", "export.spacing: 1e-09, expected a length of 0.1 to"),
+        ("export.box_size=1e300", r"export.box_size: 1e\+300, expected a length of 1 to"),
+        ("pixel_size=1e308", r"pixel_size: 1e\+308, expected Angstrom per pixel"),
+        ("features.scale=1e308", r"features.scale: 1e\+308, expected the width of a filament, 1 to 1000 pixels"),
         ("trust=3", "trust: 3, expected str"),
         ("frame=first", "frame: 'first', expected"),
         ("out_dir=/dev/null/out", "out_dir: /dev/null/out cannot be made"),
@@ -496,7 +611,7 @@ class TestSeveralCheckpoints:
         keep_one(data)
         status, out, _ = predicted(f"checkpoint=[{checkpoint},{other}]")
         assert status == 0
-        assert re.match("1 images, .* filaments in out, by 2 networks together", out)
+        assert re.match("1 image, .* filaments? in out, by 2 networks together", out)
         assert "were done with another checkpoint" in predicted(f"checkpoint=[{other},{checkpoint}]")[2]
 
     def test_networks_that_do_not_belong_together_are_refused(self, checkpoint, tmp_path):

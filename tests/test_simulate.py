@@ -1,5 +1,7 @@
 """What is drawn, what is said about it, and the folders it goes into."""
 
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from grace_lightning.simulate import (
     lay_lines,
     simulate_folder,
 )
+from grace_lightning.stopping import Stopped
 
 SMALL = {"size": (300, 400), "scale": 16.0, "false_detections": 40}
 TINY = Simulator(size=(64, 80), scale=8.0, num_filaments=1, num_blobs=0, false_detections=10)
@@ -210,6 +213,17 @@ def test_image_is_written_over_only_if_asked(tmp_path):
         simulate_folder(TINY, tmp_path, num_images=1, seed=1)
     simulate_folder(TINY, tmp_path, num_images=1, seed=1, overwrite=True)
     assert (mrcfile.read(tmp_path / "micrograph_0000.mrc") != first).any()
+
+
+def test_a_signal_ends_it_after_the_image_in_hand(tmp_path):
+    class Asked(Simulator):
+        def __call__(self, name, generator):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(name, generator)
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        simulate_folder(Asked(**vars(TINY)), tmp_path, num_images=3)
+    assert [path.name for path in tmp_path.glob("*.mrc")] == ["micrograph_0000.mrc"]
 
 
 def folders(root: Path, seed: int = 0, count: int = 1, **parameters) -> SimulatedFolders:

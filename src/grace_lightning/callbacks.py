@@ -4,13 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, callbacks, seed_everything
@@ -20,6 +15,7 @@ from torch import Tensor
 from grace_lightning.data import seed_of
 from grace_lightning.errors import InputError
 from grace_lightning.files import replacing
+from grace_lightning.stopping import end_with_parent, handle, stop
 from grace_lightning.sweeps import optuna_storage
 
 
@@ -141,56 +137,17 @@ class EarlyStopping(callbacks.EarlyStopping):
             trainer.should_stop = True
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stopped(BaseException):
-    """The user, or the machine's scheduler, stops the run with a ``signal``."""
-
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-        super().__init__(self.signal.name)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for other in SIGNALS:  # a second signal ends the process at once
-        signal.signal(other, signal.SIG_DFL)
-    raise Stopped(number)
-
-
-def _handle_signals(first: bool) -> dict[int, Any]:  # the handlers before
-    if threading.current_thread() is not threading.main_thread():
-        return {}  # no other thread may set handlers
-    return {number: signal.signal(number, _stop if first else signal.SIG_IGN) for number in SIGNALS}
-
-
-@contextmanager
-def stopping_on_signals(*, first: bool = True) -> Iterator[None]:
-    """Raise :class:`Stopped` on Ctrl-C and SIGTERM in the ``first`` of several processes; the rest ignore both."""
-    before = _handle_signals(first)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 class StopOnSignal(Callback):
-    """Raises :class:`Stopped` on Ctrl-C and SIGTERM in training, too; the first of several processes ends the rest.
+    """Raises ``Stopped`` on Ctrl-C and SIGTERM in training, too; the first of several processes ends the rest.
 
     Lightning's own handler waits for all of them to come to the same place, and they may be waiting for the first one.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _handle_signals(trainer.is_global_zero)  # in the place of Lightning's, which restores them at the end
+        # in the place of Lightning's, which restores them at the end
+        handle(stop if trainer.is_global_zero else signal.SIG_IGN)
         if not trainer.is_global_zero:  # if the first process was killed, waiting for it would hold the device for ever
-            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+            end_with_parent()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         processes = getattr(trainer.strategy.launcher, "procs", [])

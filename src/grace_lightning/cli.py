@@ -7,35 +7,80 @@ import atexit
 import logging
 import os
 import re
+import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import FrameType, NoneType
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grace_lightning import sweeps
 from grace_lightning.config import config_dir, removed
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import one_line
+from grace_lightning.files import DISK_ERRORS, one_line
 from grace_lightning.legacy import key_of, read_config_file, render, translate
+from grace_lightning.stopping import Stopped, handle, handling, stop
+
+TEXTS = ("checkpoint", "ckpt_path", "config_file", "weights", "root", "prefix")
+"""Last parts of keys whose value is text, even if it looks like a number; those that end with ``_dir`` are others."""
 
 
 def _command(name: str) -> None:
     """Run the task ``name`` on the configuration ``conf/<name>.yaml``.
 
     The user's mistakes end in one line on stderr and status 2; any other exception is a bug and shows its traceback.
-    In a sweep either ends one run only, and :func:`grace_lightning.sweeps.finish` gives the exit status.
+    Ctrl-C and SIGTERM end in one line that says how to go on, and status 130 and 143. In a sweep any of these ends one
+    run only, and :func:`grace_lightning.sweeps.finish` gives the exit status.
     """
-    running = False
+    typed = sys.argv[1:]
+
+    def leave(number: int, frame: FrameType | None) -> None:  # an exception could get lost in the import of a library
+        os.write(2, f"{_stopped(name, typed, Stopped(number))}\n".encode(errors="backslashreplace"))
+        os._exit(128 + number)
+
+    with handling(leave if _is_first() else signal.SIG_IGN):
+        try:
+            status = _run(name)
+            sys.stdout.flush()
+        except Stopped as stopped:
+            if name == "simulate" and "overwrite=true" not in typed:
+                typed = [*typed, "overwrite=true"]
+            print(_stopped(name, typed, stopped), file=sys.stderr)
+            status = 128 + stopped.signal
+        except BrokenPipeError:
+            _leave_unread()
+    if status:
+        sys.exit(status)
+
+
+def _stopped(name: str, typed: list[str], stopped: Stopped) -> str:
+    goes_on = name in ("predict", "annotate") and "overwrite=true" not in typed
+    again = f"{'go on' if goes_on else 'start again'} with: {shlex.join([f'grace-{name}', *typed])}"
+    return f"grace-{name}: stopped by {stopped.by}; {again}"
+
+
+def _leave_unread() -> NoReturn:
+    """Exit without a word if nobody reads what is printed any more, as behind ``| head``."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself would complain
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _run(name: str) -> int:
+    """Run a task, or several in a sweep; return the exit status."""
+    running, process = False, os.getpid()
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)
     def run(cfg: DictConfig) -> Any:
@@ -43,13 +88,22 @@ def _command(name: str) -> None:
         running = True
         _prepare_process()  # launchers run this function in processes of their own
         task = getattr(import_module(f"grace_lightning.tasks.{name}"), name)
+        if os.getpid() == process and _is_first():
+            handle(stop)
         if name == "train" and sweeps.in_sweep():
             return sweeps.run_job(task, cfg)
         try:
             return task(cfg)
+        # Here, before Hydra prints more than a message.
         except InputError as error:
             _remove_empty_run_folder()
-            _fail(name, error)  # here, before Hydra prints more than its message
+            _fail(name, error)
+        except BrokenPipeError:
+            _leave_unread()
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            _fail(name, InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror))
 
     OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
     _prepare_process()
@@ -62,8 +116,11 @@ def _command(name: str) -> None:
                     raise InputError(f"{key}: {message}")
             if name == "train":
                 sys.argv[1:] = _with_config_file(sys.argv[1:])
+            in_sweep = not {"-m", "--multirun"}.isdisjoint(sys.argv)
+            sys.argv[1:] = [_readable(argument, in_sweep) for argument in sys.argv[1:]]
             run()
         finally:  # also of a sweep that was interrupted
+            folder = shlex.quote(str(next(iter(sweeps.sweep_folders), "")))
             status = sweeps.finish()
     except (InputError, OmegaConfBaseException) as error:
         _fail(name, error)
@@ -77,11 +134,10 @@ def _command(name: str) -> None:
         # A launcher lost a run, as the table says.
         reason = str(error).partition("\n")[0]
         lost = f"a run ended without a word ({type(error).__name__}: {reason})"
-        again = "when the other runs have ended, python -m grace_lightning.sweeps FOLDER makes the table anew"
+        again = f"when the other runs have ended, python -m grace_lightning.sweeps {folder} makes the table anew"
         print(f"grace-{name}: {lost}; {again}", file=sys.stderr)
         status = status or 1
-    if status:
-        sys.exit(status)
+    return status
 
 
 def _prepare_process() -> None:
@@ -91,6 +147,9 @@ def _prepare_process() -> None:
     # pandas may bring numexpr, which greets at every start; alembic of Optuna lists its plugins, matplotlib its fonts
     for name in ("numexpr", "alembic", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ["MPLBACKEND"] = "agg"  # a notebook sets its own one for the commands that are run from it
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be of bytes that are no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Threads that wait for others sleep, not spin: on shared cores a run takes a sixth of the processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -111,14 +170,45 @@ def _with_config_file(arguments: list[str]) -> list[str]:
     return [*others[:place], f"{key}{render(file)}", *overrides, *others[place:]]
 
 
+def _readable(argument: str, in_sweep: bool) -> str:
+    """Quote the value of ``key=value`` for Hydra, if Hydra cannot read it, or would not take a path for the text it is.
+
+    What is quoted already, null, references and lists of checkpoints stay, and so do the values of a sweep.
+    """
+    key, given, value = argument.partition("=")
+    if argument.startswith("-") or not given:
+        return argument
+    last = key.rpartition(".")[2]
+    is_text = last.endswith("_dir") or last in TEXTS
+    if is_text and value.startswith("~"):
+        value = os.path.expanduser(value)
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        if in_sweep and "," in value:  # is the comma part of a value?
+            return argument
+        if last == "checkpoint" and re.fullmatch(r"\[.*\]", value):
+            return f"{key}={render([part.strip() for part in value[1:-1].split(',')])}"
+        return f"{key}={render(value)}"
+    if is_text and override.value() == "":
+        raise InputError(f"{key}: nothing follows the =, expected a path; leave the key out if there is none")
+    taken = str, NoneType, *((list,) if last == "checkpoint" else ()), *((Sweep,) if in_sweep else ())
+    return f"{key}={render(value)}" if is_text and not isinstance(override.value(), taken) else f"{key}={value}"
+
+
+def _is_first() -> bool:
+    """Return whether this process is the first of those that torchrun, SLURM or the like start for one run."""
+    # Launchers number the processes of a run by one of these; RANK, if set, counts over all machines.
+    ranks = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"]
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
 def _new_folder(path: str) -> str:
     """Make and claim a folder; if runs started in one second want the same name, later ones get a number.
 
-    Of several processes that torchrun, SLURM or the like start, only the first has a run folder.
+    Of several processes of one run, only the first has a run folder.
     """
-    # Launchers number the processes of a run by one of these; RANK, if set, counts over all machines.
-    ranks = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"]
-    if any(os.environ.get(rank, "0") != "0" for rank in ranks):
+    if not _is_first():
         aside = tempfile.mkdtemp(prefix="grace-")
         atexit.register(shutil.rmtree, aside, ignore_errors=True)
         return aside
@@ -144,7 +234,12 @@ def _remove_empty_run_folder() -> None:
 
 
 def _fail(command: str, error: Exception) -> NoReturn:
-    text = one_line(error).partition(" Config search path:")[0]
+    text = one_line(error).partition(" Config search path:")[0].partition(" See https://hydra.cc")[0]
+    if isinstance(error, OverrideParseException):
+        key, given, value = error.override.partition("=")
+        quoted = shlex.quote(f"{key}=" + ",".join(map(render, value.split(","))).replace("'", '"'))
+        text = f"{error.override}: expected key=value"
+        text += f"; in a sweep, quote each value: {quoted}" if given else "; quote blanks, as in 'image_dir=my images'"
     text = re.sub(r"^Could not override '(.+?)'\. To append .*", r"\1: no such key; --cfg job prints all keys", text)
     if plugin := re.search(r"Could not find 'hydra/launcher/(joblib|submitit_\w+)'", text):
         text = f'{plugin[1]} is not installed: pip install "grace-lightning[sweep]"'

@@ -27,10 +27,11 @@ from scipy.spatial import KDTree
 from torch import Generator, Tensor
 
 from grace_lightning.errors import InputError
-from grace_lightning.files import replacing, write_json
+from grace_lightning.files import make_folder, remove_unfinished, replacing, write_json
 from grace_lightning.graph import Floats, Ints, Label, Sample, from_detections, inside_image
 from grace_lightning.io import write_detections, write_grace
 from grace_lightning.raster import Bools
+from grace_lightning.stopping import until_stopped
 from grace_lightning.truth import label_by_mask, with_truth
 
 Image = NDArray[np.float32]
@@ -399,7 +400,10 @@ def simulate_folder(
     if exists and not overwrite:
         raise InputError(f"{exists[0]}: is there already; set another out_dir or prefix, or overwrite=true")
     console = Console(stderr=True)
-    for image in track(images, f"simulating {out_dir}", console=console, disable=not console.is_terminal):
+    remove_unfinished(make_folder(out_dir, "out_dir"))
+    for image in track(
+        until_stopped(images), "simulating", num_images, console=console, disable=not console.is_terminal
+    ):
         simulation = simulator(image.stem, image_generator(seed, image.stem))
         sample, instances = simulation.sample, {name: nodes.tolist() for name, nodes in simulation.instances.items()}
         image.unlink(missing_ok=True)  # and written last: if the image is there, all files are

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import MAX_GIB, expect_folder, reading, some
+from grace_lightning.files import MAX_GIB, counted, expect_folder, reading, some
 from grace_lightning.graph import Ints, Sample, expect_inside, from_detections
 from grace_lightning.io.detections import list_detections, read_detections, read_points
 from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
@@ -38,12 +38,13 @@ def find_images(image_dir: str | Path) -> list[Path]:
     """Return the images of a folder, sorted by stem; it is an error if there are none, or two of one stem."""
     expect_folder(image_dir)
     files = sorted(path for path in Path(image_dir).iterdir() if not path.is_dir() and not path.name.startswith("."))
-    images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
-    if broken := [path.name for path in images if not path.exists()]:
-        warnings.warn(
-            f"{image_dir}: links to files that are not there were skipped: {some(broken)}", InputWarning, stacklevel=2
-        )
-    images = [path for path in images if path.exists()]
+    named = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in named if path.is_file()]
+    if broken := [path.name for path in named if not path.exists()]:
+        lost = f"{image_dir}: {counted(len(broken), 'link')} to images that are not there: {some(broken)}"
+        if not images:
+            raise InputError(f"{lost}; expected images")
+        warnings.warn(f"{lost}; left out", InputWarning, stacklevel=2)
     if not images:
         found = f"{len(files)} other files {some(path.name for path in files)}".rstrip()
         raise InputError(f"{image_dir}: no images ({', '.join(IMAGE_SUFFIXES)}), found {found}")

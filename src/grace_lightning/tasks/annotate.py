@@ -8,15 +8,15 @@ from typing import Literal
 
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from grace_lightning import io
 from grace_lightning.config import build, call, check_value
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import expect_folder
+from grace_lightning.files import counted, expect_folder, make_folder, remove_unfinished
 from grace_lightning.graph import Label, distinct, from_detections
 from grace_lightning.ridges import better_fit
+from grace_lightning.stopping import Stopped
 from grace_lightning.tasks.common import each_image, exit_if_failed, expect_keys, plain
 from grace_lightning.truth import label_by_mask
 
@@ -34,7 +34,10 @@ def annotate(cfg: DictConfig) -> None:
     tiff_origin = config.pop("io")["tiff_origin"]
     check_value(tiff_origin, io.TiffOrigin, "io.tiff_origin")
     expect_keys(config, {"image_dir": "the folder of micrographs", "out_dir": "a folder for the .grace folders"})
-    exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector, tiff_origin=tiff_origin))
+    try:
+        exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector, tiff_origin=tiff_origin))
+    except Stopped as stopped:
+        exit_if_failed("grace-annotate", stopped.failures, stopped)
 
 
 def annotate_folder(
@@ -69,6 +72,7 @@ def annotate_folder(
         if folder is not None:
             expect_folder(folder, key)
     out, found_in, masks_in = (Path(path or image_dir) for path in (out_dir, detections_dir, mask_dir))
+    remove_unfinished(out)  # first: it may put back a folder with the only annotation of an image
     paths = io.find_images(image_dir)
     if masks_in.resolve() == Path(image_dir).resolve():
         paths = io.leave_out_masks(paths)
@@ -96,9 +100,12 @@ def annotate_folder(
             remedy = "set detections_dir, or detections=ridge to find some in the image"
             raise InputError(f"{path}: no detections in {found_in}, {expected}; {remedy}")
         if detector is not None:
-            if detections.exists() and not overwrite:
+            ridges = detector(image)
+            # A run that was killed has left the same ones; others may be somebody's own.
+            if overwrite or not detections.exists():
+                io.write_detections(detections, ridges)
+            elif not io.read_detections(detections).equals(ridges.astype(float)):
                 raise InputError(f"{detections}: is there already; set out_dir to another folder, or overwrite=true")
-            io.write_detections(detections, detector(image))
         pos, confidence = io.read_points(detections, pixel_size=io.pixel_size(path))
         try:
             pos = io.y_from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
@@ -119,16 +126,20 @@ def annotate_folder(
             warnings.warn(message, InputWarning, stacklevel=2)
         io.write_grace(out / f"{name}.grace", graph, annotation=mask, edge_properties=True)
         count["from_bottom"] += io.counts_from_bottom(detections, path, tiff_origin)
-        count.update(positive, nodes=graph.num_nodes, edges=graph.num_edges)
+        count.update(positive, images=1, nodes=graph.num_nodes, edges=graph.num_edges)
 
-    failures = each_image(todo.items(), len(todo), annotate_image, doing=f"annotating {image_dir}")
-    done = len(todo) - len(failures)
-    text = f"annotated {done} of {len(images)} images in {out_dir}"
+    make_folder(out, "out_dir")
+    failures, stopped = each_image(todo.items(), len(todo), annotate_image, doing="annotating")
+    text = f"annotated {count['images']} of {counted(len(images), 'image')} in {out_dir}"
     text += f", {len(images) - len(todo)} there already (overwrite=true: anew)" if len(todo) < len(images) else ""
     text += f", {len(failures)} failed" if failures else ""
+    text += f", {len(todo) - count['images'] - len(failures)} left to do" if stopped else ""
     text += f"\n{io.TOLD}" if count["from_bottom"] else ""
-    if done:
+    if count["images"]:
         text += f"\nnodes {count['nodes']}, of which {count['node']} positive; "
         text += f"edges {count['edges']}, of which {count['edge']} positive"
-    Console(soft_wrap=True).print(text, highlight=False)
+    print(text)
+    if stopped:
+        stopped.failures = failures
+        raise stopped
     return failures

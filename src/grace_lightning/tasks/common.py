@@ -13,6 +13,7 @@ from rich.progress import track
 
 from grace_lightning.errors import InputError
 from grace_lightning.files import one_line
+from grace_lightning.stopping import Stopped, until_stopped
 
 Config = dict[str, Any]
 T = TypeVar("T")
@@ -45,29 +46,38 @@ def quiet_lightning() -> None:
 
 
 def each_image(
-    images: Iterable[tuple[str, T]], total: int, work: Callable[[str, T], None], *, doing: str, quiet: bool = False
-) -> dict[str, str]:
+    images: Iterable[tuple[str, T]], total: int, work: Callable[[str, T], None], *, doing: str, first: bool = True
+) -> tuple[dict[str, str], Stopped | None]:
     """Do ``work`` for every image, behind a progress bar; an image that fails does not stop the rest.
 
-    Return what is wrong with the images that failed, by name: one line, or the traceback of a bug.
+    Return what is wrong with the images that failed, by name: one line, or the traceback of a bug. On Ctrl-C and
+    SIGTERM the image in hand is done, but no other one, and what stopped the command is returned, too. Of several
+    processes, only the ``first`` one shows its progress.
     """
-    console, failures = Console(stderr=True), {}
-    hidden = quiet or not console.is_terminal
-    for name, image in track(images, doing, total, console=console, disable=hidden, transient=True):
-        try:
-            work(name, image)
-        except InputError as error:
-            failures[name] = one_line(error)
-        except OSError as error:
-            failures[name] = f"{error.filename or name}: {error.strerror or error}"
-        except Exception:
-            failures[name] = f"{name}: a bug, please report it\n{traceback.format_exc()}"
-    return failures
+    console = Console(stderr=True)
+    hidden = not first or not console.is_terminal
+    failures: dict[str, str] = {}
+    going = until_stopped(images, first=first)
+    try:
+        for name, image in track(going, doing, total, console=console, disable=hidden, transient=True):
+            try:
+                work(name, image)
+            except InputError as error:
+                failures[name] = one_line(error)
+            except OSError as error:
+                failures[name] = f"{error.filename or name}: {error.strerror or error}"
+            except Exception:
+                failures[name] = f"{name}: a bug, please report it\n{traceback.format_exc()}"
+    except Stopped as stopped:
+        return failures, stopped
+    return failures, None
 
 
-def exit_if_failed(command: str, failures: Mapping[str, str]) -> None:
-    """Say on stderr why images failed, and leave with status 1; do nothing if none did."""
+def exit_if_failed(command: str, failures: Mapping[str, str], stopped: Stopped | None = None) -> None:
+    """Say on stderr why images failed, and leave with status 1, unless the command is ``stopped``, or none did."""
     for name, message in sorted(failures.items()):
         print(f"{command}: {message if name in message else f'{name}: {message}'}", file=sys.stderr)
+    if stopped:
+        raise stopped
     if failures:
         sys.exit(1)

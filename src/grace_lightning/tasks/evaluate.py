@@ -64,7 +64,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
     run_dir, console = Path(config["run_dir"]), Console()
     result = evaluate_infer(predictor.to(device), datasets, brush, run_dir, console, pictures)
     print_scores(console, {"infer": result})
-    console.print(f"run folder  {short(run_dir)}", highlight=False)
+    console.out(f"run folder  {short(run_dir)}", highlight=False)
     return result
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,15 +15,27 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor, distributed
 
 from grace_lightning import figures, io
 from grace_lightning.checkpoint import checkpoint_paths
 from grace_lightning.config import build, check_value
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import expect_folder, reading, replacing, short, some
+from grace_lightning.files import (
+    counted,
+    expect_folder,
+    make_folder,
+    put,
+    remove_unfinished,
+    replacing,
+    short,
+    some,
+    sync,
+    unfinished_in,
+    writing,
+)
 from grace_lightning.predictor import Findings, Predictor, Prepared
+from grace_lightning.stopping import end_with_parent
 from grace_lightning.tasks.common import Config, each_image, exit_if_failed, expect_keys, plain, quiet_lightning
 
 T = TypeVar("T")
@@ -53,10 +64,10 @@ class Export:
     png: bool = True  # a picture
 
     def __post_init__(self) -> None:
-        for name in ("spacing", "box_size"):
+        for name, (least, most, unit) in {"spacing": (0.1, 1e9, "Angstrom"), "box_size": (1, 1e5, "pixels")}.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"export.{name}: {value}, expected a length above 0")
+            if value is not None and not least <= value <= most:
+                raise InputError(f"export.{name}: {value}, expected a length of {least:g} to {most:g} {unit}")
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -79,6 +90,16 @@ class Micrograph(NamedTuple):
     from_bottom: bool = False  # whether y counts from the bottom in the files of other programs
 
 
+@dataclass
+class Part:
+    """How far a process has come with its share of the images."""
+
+    failures: dict[str, str]  # what is wrong, by name
+    done: list[str]
+    lacking: list[str]  # images without a pixel size
+    closed: int  # filaments without ends
+
+
 def predict(cfg: DictConfig) -> None:
     """Find the filaments of all micrographs of a folder that have detections.
 
@@ -97,67 +118,78 @@ def predict(cfg: DictConfig) -> None:
     settings = {"checkpoint": digests if len(digests) > 1 else digests[0], "link": config.get("link")}
     settings |= {"spacing": export.spacing, "box_size": export.box_size, "pixel_size": config["pixel_size"]}
     settings |= {"scale": predictor.scale, "frame": frame, "tiff_origin": tiff_origin}
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out_dir: {out_dir} cannot be made ({error.strerror})") from error
+    remove_unfinished(make_folder(out_dir, "out_dir"))
     failures, wanted = _left_to_do(sources, out_dir, export, settings, overwrite)
-    skipped = len(sources) - len(wanted) - len(failures)
+    skipped = {source.name for source in sources} - {source.name for source in wanted} - failures.keys()
     failures |= ambiguous
 
     # Each process has listed the images before any of them writes a result: launching waits for all.
     keys = ("accelerator", "strategy", "devices", "num_nodes", "precision")
     fabric = Fabric(**{key: config["trainer"][key] for key in keys if key in config["trainer"]})
+    if getattr(rank_zero_only, "rank", 0) > 0:
+        end_with_parent()
     if wanted:
         fabric.launch()
     predictor = predictor.to(fabric.device)
-    lacking: list[str] = []  # images without a pixel size
-    closed = 0
+    part = Part(failures, [], [], 0)
 
     def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
         return *_read(source, predictor, frame, config["pixel_size"], tiff_origin), _record(settings, source)
 
     def find(name: str, coming: Future[tuple[Micrograph, Prepared, Config]]) -> None:
-        nonlocal closed
         micrograph, prepared, record = coming.result()
         with fabric.autocast():
             findings = predictor.find(prepared)
         write_results(out_dir, micrograph, findings, export, scale=predictor.scale, record=record)
-        lacking.extend([name] if micrograph.pixel_size is None else [])
-        closed += sum(filament.closed for filament in findings.filaments)
+        part.done.append(name)
+        part.lacking.extend([name] if micrograph.pixel_size is None else [])
+        part.closed += sum(filament.closed for filament in findings.filaments)
 
     mine = wanted[fabric.global_rank :: fabric.world_size]
-    quiet = not fabric.is_global_zero
-    failures |= each_image(_read_ahead(mine, read), len(mine), find, doing="predicting", quiet=quiet)
-    parts: list[Any] = [(failures, lacking, closed)] * fabric.world_size
+    fabric.barrier()  # a process that is not there yet would miss a signal
+    found, stopped = each_image(
+        _read_ahead(mine, read), len(mine), find, doing="predicting", first=fabric.is_global_zero
+    )
+    if stopped and fabric.is_global_zero:
+        for process in getattr(fabric.strategy.launcher, "procs", []):
+            process.send_signal(stopped.signal)
+    part.failures |= found
+    parts = [part] * fabric.world_size
     if fabric.world_size > 1 and wanted:
-        distributed.all_gather_object(parts, parts[0])
+        distributed.all_gather_object(parts, part)
     if not fabric.is_global_zero:
         return
-    failures = {name: message for part, _, _ in parts for name, message in part.items()}
+    failures = {name: message for part in parts for name, message in part.failures.items()}
     try:
-        images, filaments = join_summaries(out_dir)
+        filaments = join_summaries(out_dir)
         write_relion(out_dir, sources)
     except (InputError, OSError) as error:
-        failures[""] = str(error)
+        failures[SUMMARY] = str(error)
     else:
-        told = f"{images} images, {filaments:,} filaments in {short(out_dir)}"
+        done = [name for part in parts for name in part.done]
+        total = len(sources) + len(ambiguous)
+        left = total - len(skipped) - len(done) - len(failures)
+        others = len(filaments.keys() - {source.name for source in sources})
+        closed = sum(part.closed for part in parts)
+        number = sum(filaments.get(name, 0) for name in (*skipped, *done))
+        told = f"{counted(len(skipped) + len(done), 'image')}, {counted(number, 'filament')} in {short(out_dir)}"
         told += f", by {len(digests)} networks together" if len(digests) > 1 else ""
-        told += f" ({skipped} done before, overwrite=true does them anew)" if skipped else ""
-        closed = sum(part[2] for part in parts)
+        told += f" ({len(skipped)} done before, overwrite=true does them anew)" if skipped else ""
         told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
-        told += f"; {len(failures)} of {len(sources) + len(ambiguous)} images failed" if failures else ""
+        told += f"; {len(failures)} of {counted(total, 'image')} failed" if failures else ""
+        told += f"; {left} left to do" if left else ""
+        told += f"; {SUMMARY} has {counted(others, 'other image')}, too" if others else ""
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
         told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, tiff_origin) for pair in files) else ""
-        Console().print(told, highlight=False, soft_wrap=True)
-    lacking = sorted(name for part in parts for name in part[1])
+        print(told)
+    lacking = sorted(name for part in parts for name in part.lacking)
     if lacking and (export.star or export.cbox):
         _warn(
             f"pixel_size is not set, and {len(lacking)} images do not say it: {some(lacking)}; their segments are one "
             f"filament width ({predictor.scale:g} pixels) apart and .star has no track length, without which RELION "
             "does not extract helical segments: set pixel_size= (Angstrom) and overwrite=true"
         )
-    exit_if_failed("grace-predict", failures)
+    exit_if_failed("grace-predict", failures, stopped)
 
 
 def load_predictor(config: Config) -> Predictor:
@@ -166,6 +198,9 @@ def load_predictor(config: Config) -> Predictor:
         check_value(config[key], str | list[str] | None, key)
     expect_keys(config, {"checkpoint": "a file such as runs/<run>/model/best.ckpt"})
     scale, link = config["features"]["scale"], config.get("link")
+    check_value(scale, float | None, "features.scale")
+    if scale is not None and not 1 <= scale <= 1000:
+        raise InputError(f"features.scale: {scale}, expected the width of a filament, 1 to 1000 pixels")
     return Predictor.from_checkpoint(config["checkpoint"], scale=scale, link=link, trust=config["trust"])
 
 
@@ -177,8 +212,8 @@ def _check(config: Config) -> None:
         check_value(config[key], expected, key)
     check_value(config["io"]["tiff_origin"], io.TiffOrigin, "io.tiff_origin")
     expect_keys(config, {"image_dir": "the folder of micrographs"})
-    if config["pixel_size"] is not None and not 0 < config["pixel_size"] < float("inf"):
-        raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, above 0")
+    if config["pixel_size"] is not None and not 0.01 <= config["pixel_size"] <= 1e9:
+        raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, 0.01 to 1e+09")
 
 
 def _digest(path: Path) -> str:
@@ -323,26 +358,19 @@ def write_results(
 
     ``out_dir`` exists; ``scale`` is the width of a filament, pixels; ``record`` says, plainly, with what it was done.
     """
-    name = micrograph.name
-    grace, unfinished = f"{name}.grace", out_dir / f".{name}.unfinished"
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-        unfinished.mkdir()
+    name, grace = micrograph.name, f"{micrograph.name}.grace"
+    with writing(out_dir / name), unfinished_in(out_dir) as unfinished:
         _write_grace(unfinished / grace, micrograph, findings, record)
         _write_exports(unfinished, micrograph, findings, export, scale)
-        with suppress(FileNotFoundError):
-            (out_dir / grace).rename(unfinished / "replaced")  # so that it is not done as long as files are mixed
-        for suffix in ALL_SUFFIXES:
-            file = f"{name}{suffix}"
-            if suffix in export.suffixes:
-                (unfinished / file).replace(out_dir / file)
-            elif (unfinished / "replaced").exists():
-                (out_dir / file).unlink(missing_ok=True)  # it showed what X.grace was before
-        (unfinished / grace).rename(out_dir / grace)
-    except OSError as error:
-        raise InputError(f"{out_dir / name}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        sync(unfinished)
+        if (out_dir / grace).exists():
+            for suffix in set(ALL_SUFFIXES).difference(export.suffixes):
+                (out_dir / f"{name}{suffix}").unlink(missing_ok=True)  # as long as X.grace says whose it is
+            with suppress(FileNotFoundError):  # another process may do the same
+                (out_dir / grace).rename(unfinished / "replaced")  # so that it is not done as long as files are mixed
+        for suffix in export.suffixes:
+            put(unfinished / f"{name}{suffix}", out_dir / f"{name}{suffix}")
+        put(unfinished / grace, out_dir / grace)
 
 
 def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record: Mapping[str, Any]) -> None:
@@ -370,7 +398,11 @@ def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, exp
     if pixel_size is None:
         table = io.segments(filaments, pixel_size=1.0, spacing=scale).drop(columns="track_length")
     else:
-        table = io.segments(filaments, pixel_size=pixel_size, spacing=export.spacing or scale * pixel_size)
+        spacing = export.spacing or scale * pixel_size
+        if spacing < pixel_size / 10:
+            found = f"export.spacing: {spacing:g} Angstrom, but a pixel of {micrograph.file} has {pixel_size:g}"
+            raise InputError(f"{found}; expected a tenth of a pixel or more")
+        table = io.segments(filaments, pixel_size=pixel_size, spacing=spacing)
     if export.star:
         io.write_star(f"{stem}.star", table, micrograph.file)
     if export.cbox:
@@ -387,13 +419,23 @@ def _by_label(probability: Tensor) -> Tensor:
     return torch.stack([1 - probability, probability, torch.zeros_like(probability)], dim=1)
 
 
-def join_summaries(out_dir: Path) -> tuple[int, int]:
-    """Write ``filaments.csv`` of all images that are done; return how many images and filaments these are."""
-    parts = [path.read_text(encoding="utf-8") for path in sorted(out_dir.glob(f"*.grace/{SUMMARY}"))]
-    rows = [row for part in parts for row in part.splitlines(keepends=True)[1:]]
-    with replacing(out_dir / SUMMARY) as unfinished:
-        unfinished.write_text(io.filaments_summary("", []).to_csv(index=False) + "".join(rows), encoding="utf-8")
-    return len(parts), len(rows)
+def join_summaries(out_dir: Path) -> dict[str, int]:
+    """Write ``filaments.csv`` of all images that are done; return how many filaments each of them has, by name."""
+    header, written = io.filaments_summary("", []).to_csv(index=False), None
+    while written != (tables := _summaries(out_dir)):  # what another process has added meanwhile is not lost
+        with replacing(out_dir / SUMMARY) as unfinished:
+            unfinished.write_text(header + "".join(map("".join, tables.values())), encoding="utf-8")
+        written = tables
+    return {name: len(rows) for name, rows in tables.items()}
+
+
+def _summaries(out_dir: Path) -> dict[str, list[str]]:
+    tables = {}
+    for folder in sorted(out_dir.glob("*.grace")):
+        with suppress(FileNotFoundError, NotADirectoryError):  # it is not ours, or another process replaces it just now
+            rows = (folder / SUMMARY).read_text(encoding="utf-8").splitlines(keepends=True)
+            tables[folder.name.removesuffix(".grace")] = rows[1:]
+    return tables
 
 
 def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
@@ -402,12 +444,12 @@ def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
     Images lie where ``sources`` say; others where they lay when they were done.
     """
     paths, done = {source.name: source.image for source in sources}, []
-    for file in sorted(out_dir.glob("*.grace/metadata.json")):
-        with reading(file, "JSON"):
-            metadata = json.loads(file.read_text(encoding="utf-8"))
-            own, path, pixel_size = (metadata.get(key) for key in (RECORD, "image_path", "pixel_size"))
-        if own and (path := paths.get(file.parent.stem, path)):
-            done.append((file.parent.with_suffix(""), Path(path), pixel_size))
+    for folder in sorted(out_dir.glob("*.grace")):
+        with suppress(OSError, ValueError):  # it is not ours, or another process replaces it just now
+            metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+            path = paths.get(folder.stem, metadata.get("image_path"))
+            if RECORD in metadata and path:
+                done.append((folder.with_suffix(""), Path(path), metadata["pixel_size"]))
     left_out = io.write_project(out_dir / "relion", done)
     if left_out:
         reasons = some(f"{name}: {reason}" for name, reason in left_out.items())

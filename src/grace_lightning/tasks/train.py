@@ -1,6 +1,6 @@
 """``grace-train``."""
 
-import signal
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,15 +17,16 @@ from rich.console import Console
 from rich.progress import track
 
 from grace_lightning.augment import Augmentation
-from grace_lightning.callbacks import Pruning, SeedEpochs, StopOnSignal, Stopped, WholeFiles, stopping_on_signals
+from grace_lightning.callbacks import Pruning, SeedEpochs, StopOnSignal, WholeFiles
 from grace_lightning.checkpoint import build_linker, build_module, read_checkpoint, resume, whole_epochs
 from grace_lightning.config import build, check, check_value
 from grace_lightning.data import GraceDataModule, GraphData
 from grace_lightning.errors import InputError, InputWarning, LossError
-from grace_lightning.files import one_line, short
+from grace_lightning.files import counted, one_line, short
 from grace_lightning.metrics import outcomes_of
 from grace_lightning.module import GraceModule
 from grace_lightning.predictor import Predictor
+from grace_lightning.stopping import Stopped, stopping_on_signals
 from grace_lightning.sweeps import check_objective, in_sweep
 from grace_lightning.tasks.common import Config, plain, quiet_lightning
 from grace_lightning.tasks.evaluate import Metrics, drawing, evaluate_infer, print_scores, score
@@ -101,9 +102,9 @@ def _train(config: Config) -> Metrics:
     if datamodule.sources["infer"]:
         results["infer"] = evaluate_infer(predictor, [datamodule.dataset("infer")], brush, run_dir, console, pictures)
     print_scores(console, results)
-    console.print(f"run folder  {short(run_dir)}", highlight=False)
+    console.out(f"run folder  {short(run_dir)}", highlight=False)
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        console.print(f"dashboards  tensorboard --logdir {config['log_dir']}", highlight=False)
+        console.out("dashboards ", shlex.join(["tensorboard", "--logdir", config["log_dir"]]), highlight=False)
     log_best_metrics(trainer, config, results)
     pruned = [c.reason for c in callbacks if isinstance(c, Pruning) and c.reason]
     return results | ({"pruned": pruned[0]} if pruned else {})
@@ -157,13 +158,12 @@ def _checkpoint_dir(config: Config) -> Path:
 
 def _how_to_go_on(stop: Stopped, config: Config) -> str:
     """Return one line: what stopped, what is kept, what to type."""
-    by = "Ctrl-C" if stop.signal is signal.SIGINT else stop.signal.name
     last = _checkpoint_dir(config) / "last.ckpt"
     if not last.is_file():
-        return f"stopped by {by} before training began; nothing is kept"
+        return f"stopped by {stop.by} before training began; nothing is kept"
     epochs = whole_epochs(read_checkpoint(last))
     go_on = resume_command(short(last))
-    return f"stopped by {by}; {short(last)} holds the state after {epochs} whole epochs; go on with: {go_on}"
+    return f"stopped by {stop.by}; {short(last)} holds the state after {epochs} whole epochs; go on with: {go_on}"
 
 
 def build_augmentation(node: Config | None) -> tuple[Augmentation, int]:
@@ -185,7 +185,8 @@ def _read_all(datamodule: GraceDataModule, name: str, console: Console) -> Itera
         data = dataset.graph(k)
         nodes, edges = nodes + len(data.node_label), edges + len(data.edge_label)
         yield data
-    console.print(f"{name}  {len(dataset)} images, {nodes:,} nodes, {edges:,} edges", highlight=False)
+    counts = counted(len(dataset), "image"), counted(nodes, "node"), counted(edges, "edge")
+    console.print(f"{name}  {', '.join(counts)}", highlight=False)
 
 
 def describe_size(module: GraceModule) -> str:
