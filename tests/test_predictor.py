@@ -109,7 +109,7 @@ def test_widths_out_of_range_are_refused(scale, checkpoint):
 def test_an_image_is_not_enlarged_without_end(checkpoint):
     predictor = Predictor.from_checkpoint(checkpoint, scale=0.1)
     with pytest.raises(InputError, match=r"features\.scale: .* 400 x 300 pixels would be resampled to 40000 x 30000"):
-        predictor(np.zeros((300, 400)), [[3, 4]])
+        predictor(np.arange(120000).reshape(300, 400), [[3, 4]])
 
 
 def test_networks_trained_at_different_widths_see_what_they_saw_in_training(checkpoint, tmp_path):

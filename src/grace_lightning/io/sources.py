@@ -120,7 +120,7 @@ def read_sample(
     image = read_image(source.image, frame=frame, max_gib=max_gib, group="data.")
     shape = height, width = image.shape[1], image.shape[2]
     if source.grace is not None:
-        graph, annotation, metadata = read_grace(source.grace, **keep)
+        graph, annotation, metadata = read_grace(source.grace, max_gib=max_gib, **keep)
         nodes, named = source.grace / NODES, metadata["image_filename"]
         if source.name not in (named, stem(named)):
             raise InputError(f"{source.grace / METADATA}: image_filename is {named}, expected {source.name}")

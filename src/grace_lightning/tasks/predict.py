@@ -95,8 +95,7 @@ class Part:
     """How far a process has come with its share of the images."""
 
     failures: dict[str, str]  # what is wrong, by name
-    done: list[str]
-    lacking: list[str]  # images without a pixel size
+    pixel_sizes: dict[str, float | None]  # Angstrom, of images that are done, by name
     closed: int  # filaments without ends
 
 
@@ -131,7 +130,7 @@ def predict(cfg: DictConfig) -> None:
     if wanted:
         fabric.launch()
     predictor = predictor.to(fabric.device)
-    part = Part(failures, [], [], 0)
+    part = Part(failures, {}, 0)
 
     def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
         return *_read(source, predictor, frame, config["pixel_size"], tiff_origin), _record(settings, source)
@@ -141,8 +140,7 @@ def predict(cfg: DictConfig) -> None:
         with fabric.autocast():
             findings = predictor.find(prepared)
         write_results(out_dir, micrograph, findings, export, scale=predictor.scale, record=record)
-        part.done.append(name)
-        part.lacking.extend([name] if micrograph.pixel_size is None else [])
+        part.pixel_sizes[name] = micrograph.pixel_size
         part.closed += sum(filament.closed for filament in findings.filaments)
 
     mine = wanted[fabric.global_rank :: fabric.world_size]
@@ -160,13 +158,14 @@ def predict(cfg: DictConfig) -> None:
     if not fabric.is_global_zero:
         return
     failures = {name: message for part in parts for name, message in part.failures.items()}
+    done = {name: size for part in parts for name, size in part.pixel_sizes.items()}
+    sizes = {size for size in done.values() if size is not None}
     try:
         filaments = join_summaries(out_dir)
         write_relion(out_dir, sources)
     except (InputError, OSError) as error:
         failures[SUMMARY] = str(error)
     else:
-        done = [name for part in parts for name in part.done]
         total = len(sources) + len(ambiguous)
         left = total - len(skipped) - len(done) - len(failures)
         others = len(filaments.keys() - {source.name for source in sources})
@@ -174,6 +173,9 @@ def predict(cfg: DictConfig) -> None:
         number = sum(filaments.get(name, 0) for name in (*skipped, *done))
         told = f"{counted(len(skipped) + len(done), 'image')}, {counted(number, 'filament')} in {short(out_dir)}"
         told += f", by {len(digests)} networks together" if len(digests) > 1 else ""
+        if sizes:
+            told += f", pixel size {min(sizes):.4g}" + (f" to {max(sizes):.4g}" if len(sizes) > 1 else "")
+            told += " Angstrom by " + ("the MRC headers" if config["pixel_size"] is None else "the key pixel_size")
         told += f" ({len(skipped)} done before, overwrite=true does them anew)" if skipped else ""
         told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
         told += f"; {len(failures)} of {counted(total, 'image')} failed" if failures else ""
@@ -182,7 +184,7 @@ def predict(cfg: DictConfig) -> None:
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
         told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, tiff_origin) for pair in files) else ""
         print(told)
-    lacking = sorted(name for part in parts for name in part.lacking)
+    lacking = sorted(name for name, size in done.items() if size is None)
     if lacking and (export.star or export.cbox):
         _warn(
             f"pixel_size is not set, and {len(lacking)} images do not say it: {some(lacking)}; their segments are one "
