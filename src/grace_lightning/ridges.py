@@ -128,11 +128,13 @@ def better_fit(image: Tensor, pos: Tensor, mask: Tensor) -> str:
     take longer, decide if the detections are not clearly inside.
     """
     given = mask.numpy() > 0
+    if given.all() or not given.any():
+        return ""
     turned = {name: turn(given) for name, turn in TURNS.items() if turn(given).shape == given.shape}
     if given.mean() > 0.5:
         turned |= {f"inverted, {name}".strip(", "): ~way for name, way in turned.items()}
     odds = np.array([_log_odds(values_at(way, pos.numpy()), way.mean()) for way in turned.values()])
-    if odds[0] > AT_HOME or given.all() or not given.any():
+    if odds[0] > AT_HOME:
         return ""
     stand_out = _contrasts(image, list(turned.values()))
     best = int(stand_out.argmax())

@@ -170,7 +170,7 @@ def _read_mrc(path: Path, wanted: Wanted) -> Pixels:
             raise InputError(f"{path}: {held} (mode {mode}), expected one number per pixel; {remedy}")
         dtype, begin = data_dtype_from_header(header), 1024 + int(header.nsymbt)
         size = dtype.itemsize * math.prod(shape)
-        if min(*shape, begin) < 1:
+        if min(shape) < 1 or begin < 1024:
             raise InputError(f"{path}: {said}; is it an MRC file?")
         if plain:
             there = path.stat().st_size - begin
