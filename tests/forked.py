@@ -7,7 +7,6 @@ under its name. In the second epoch the loss of the spoilt image is NaN. RESULTS
 stderr of each job.
 """
 
-import io
 import json
 import os
 import signal
@@ -16,12 +15,11 @@ import sys
 import tempfile
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from grace_lightning import callbacks, cli
+from grace_lightning import cli
 from grace_lightning.module import GraceModule
 from grace_lightning.tasks import train as _train  # noqa: F401  # imported here, its time is shared
 
@@ -29,17 +27,14 @@ from grace_lightning.tasks import train as _train  # noqa: F401  # imported here
 def disturb(hook, last, number):
     calls = count(1)
 
-    def strike():
+    def strike(prepare=lambda: None):
         if next(calls) == last:
+            prepare()
             os.kill(os.getpid(), number)
 
-    def save(content, file):
-        whole = io.BytesIO()
-        torch.save(content, whole)
-        file.write(whole.getvalue()[:1000])
-        file.flush()
-        strike()
-        file.write(whole.getvalue()[1000:])
+    def fsync(descriptor, real=os.fsync):
+        strike(lambda: os.ftruncate(descriptor, 1000))
+        real(descriptor)
 
     def replace(self, target, real=Path.replace):
         if str(target).endswith(".ckpt"):
@@ -51,7 +46,7 @@ def disturb(hook, last, number):
         return real(*arguments)
 
     if hook == "write":
-        callbacks.torch = SimpleNamespace(save=save)
+        os.fsync = fsync
     elif hook == "rename":
         Path.replace = replace
     else:

@@ -1,9 +1,12 @@
 """What a training keeps, and how it ends: a network of one weight, trained in milliseconds."""
 
+import ctypes
 import os
 import random
+import resource
 import signal
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,16 @@ import torch
 import yaml
 
 from grace_lightning import callbacks
-from grace_lightning.callbacks import EarlyStopping, SeedEpochs, StopOnSignal, Stopped, WeightAveraging, WholeFiles
-from grace_lightning.errors import InputError
+from grace_lightning.callbacks import (
+    EarlyStopping,
+    FreeMemory,
+    SeedEpochs,
+    StopOnSignal,
+    Stopped,
+    WeightAveraging,
+    WholeFiles,
+)
+from grace_lightning.errors import InputError, InputWarning
 
 NAN = float("nan")
 
@@ -50,6 +61,7 @@ def fit(module, *own, folder=None, epochs=4, resumed=None, **options):
     loader = torch.utils.data.DataLoader(torch.zeros(2, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning would have more workers
+        warnings.simplefilter("always", InputWarning)
         trainer = pl.Trainer(accelerator="cpu", callbacks=[*kept, *own], **off, **options)
         trainer.fit(module, loader, loader, ckpt_path=resumed, weights_only=True)
     return module
@@ -89,16 +101,15 @@ class TestCheckpoint:
         fit(Toy(scores), kept, folder=tmp_path, **options)
         assert (kept.best, kept.last) == (best, [0, 1, 2, 3])
 
-    def test_a_file_that_cannot_be_written_leaves_the_old_one(self, tmp_path, monkeypatch):
+    def test_a_file_that_cannot_be_written_leaves_the_old_one(self, tmp_path):
         WholeFiles().save_checkpoint({"a": 1}, tmp_path / "x.ckpt")
-
-        def full(content, file):
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(callbacks.torch, "save", full)
-        with pytest.raises(InputError, match=r"x.ckpt: cannot be written \(No space left on device\)"):
-            WholeFiles().save_checkpoint({"a": 2}, tmp_path / "x.ckpt")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            with pytest.raises(InputError, match=r"x.ckpt: cannot be written \(File too large\)"):
+                WholeFiles().save_checkpoint({"a": torch.zeros(1000)}, tmp_path / "x.ckpt")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
         assert read(tmp_path / "x.ckpt") == {"a": 1}
 
@@ -121,6 +132,17 @@ class TestWeightAveraging:
         last = {"folder": tmp_path, "resumed": tmp_path / "last.ckpt"}
         module = fit(Toy(), WeightAveraging(1), limit_val_batches=0, **last)
         assert module.weight.item() == pytest.approx(sum(GROWN[1:]) / 3)
+
+    @pytest.mark.parametrize(
+        ("start", "mean", "warned"),
+        [(2, sum(GROWN[2:]) / 2, None), (None, GROWN[3], None), (3, GROWN[3], None), (1, sum(GROWN[2:]) / 2, "not 2")],
+    )
+    def test_a_run_that_goes_on_averages_from_where_it_is_told(self, tmp_path, start, mean, warned):
+        fit(Toy(), WeightAveraging(2), folder=tmp_path, epochs=3)
+        told = pytest.warns(InputWarning, match=warned) if warned else nullcontext()
+        with told:
+            module = fit(Toy(), WeightAveraging(start), folder=tmp_path, resumed=tmp_path / "last.ckpt")
+        assert module.weight.item() == pytest.approx(mean)
 
     def test_a_start_that_is_no_epoch_is_refused(self):
         for start in (1.5, -1):
@@ -182,3 +204,14 @@ def test_random_numbers_depend_on_seed_and_epoch_alone(monkeypatch):
         fit(Toy(), SeedEpochs(seed), epochs=2, num_sanity_val_steps=0)
     assert drawn[:4] == drawn[4:8]
     assert len(set(drawn)) == 8  # no two epochs, batches or seeds alike
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_memory_that_nothing_is_in_is_given_back():
+    held = [torch.ones(10_000) for _ in range(5_000)]  # 200 MB in pieces too small to be given back one by one
+    kept, pages = held[::500], lambda: int(Path("/proc/self/statm").read_text().split()[1])
+    full = pages()
+    del held
+    FreeMemory().on_train_epoch_end(None, None)
+    assert (full - pages()) * resource.getpagesize() > 1e8
+    assert all(part.sum() == 10_000 for part in kept)

@@ -21,6 +21,8 @@ import torch
 from conftest import NAMES
 
 from grace_lightning import cli
+from grace_lightning.graph import Graph
+from grace_lightning.io import write_grace
 from grace_lightning.simulate import Simulator
 
 SHORT = ["trainer.max_epochs=2", "callbacks.progress=null", "trainer.accelerator=cpu"]
@@ -127,6 +129,37 @@ class TestTrain:
             assert not list(Path(str(brush), "infer").rglob("*.png"))
             accuracy[brush] = metrics_in(str(brush))["objects"]["approx"]["pixel_accuracy"]
         assert accuracy[100] < 0.5 < accuracy[1]
+
+    def test_evaluation_refuses_devices_and_links_as_trained_for_null(self, trained, simulated, run):
+        given = [f"checkpoint={trained[0]}/model/best.ckpt", f"data.infer_image_dir={simulated}", *UNDRAWN[2:]]
+        expect_refusal(run("evaluate", *given, "trainer.devices=0"), "trainer.devices=0")
+        assert run("evaluate", *given, "link=null", "hydra.run.dir=linked")[::2] == (0, "")
+        assert metrics_in("linked") == metrics_in(trained[0])
+
+    def test_a_split_folder_is_scored_as_it_was_dealt(self, trained, spoiled, run):
+        """Also if an image is gone and another one is new."""
+        content = torch.load(trained[0] / "model" / "best.ckpt", weights_only=True)
+        config = content["grace_lightning"]
+        config["data"] |= {f"{part}_image_dir": None for part in ("train", "valid", "infer")}
+        config["data"]["image_dir"] = str(spoiled)
+        config["trained_on"] = {
+            "split": {"train": [NAMES[1]], "valid": ["gone"], "infer": [NAMES[2]]},
+            "pixel_size": 8.0,
+        }
+        torch.save(content, "split.ckpt")
+        status, _, err = run("evaluate", "checkpoint=split.ckpt", "evaluate.pictures=false", "hydra.run.dir=split")
+        assert status == 0
+        assert list(metrics_in("split")["images"]) == [NAMES[2]]
+        for words in ("lost 1 of 3 images: gone", f"1 new images, which are not scored: {NAMES[0]}"):
+            assert words in err
+        assert f"{NAMES[2]}: 4 Angstrom per pixel, but the network was trained with 8" in err
+
+    def test_a_validation_image_without_detections_is_no_reason_to_stop(self, spoiled, simulated, run):
+        write_grace(spoiled / f"{NAMES[0]}.grace", Graph(torch.zeros(0, 2), torch.zeros(2, 0).long()))
+        for end in ("h5", "instances.json"):
+            (spoiled / f"{NAMES[0]}.{end}").unlink()
+        keys = ["data=folders", f"data.train_image_dir={simulated}", f"data.valid_image_dir={spoiled}"]
+        assert run("train", *keys, *SMALL, "model=gat", "model.heads=2", "trainer.max_epochs=1")[::2] == (0, "")
 
     def test_going_on_with_another_network_is_refused(self, trained, simulated, run):
         last = trained[0] / "model" / "last.ckpt"
@@ -245,6 +278,10 @@ def test_a_missing_package_is_named(name, cls, run):
         ("train", "ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
         ("train", "data=folders", "data.train_image_dir is not set"),
         ("train", "evaluate.brush=0", "evaluate.brush: 0, expected 1 pixel or more"),
+        ("train", "trainer.devices=0", "trainer.devices=0"),
+        ("train", "trainer.accelerator=abc", "trainer.accelerator=abc.*: .*invalid accelerator"),
+        ("train", "trainer.devices=999", "trainer.devices=999.*at most"),
+        ("train", "link=null", "link: null, expected one of components, programme"),
         ("evaluate", "trainer.devices=1", "checkpoint is not set"),
         ("simulate", "simulator.snr=-1", "snr"),
     ],

@@ -8,12 +8,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from grace_lightning.config import build, check, config_dir, removed
+from grace_lightning.config import build, check, config_dir, differing, removed
 from grace_lightning.errors import InputError
 
 CONF = config_dir()
 OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.parent.name != "experiment"]
-AT_RUN_TIME = {"sigma", "augment", "views", "node_features", "edge_features", "features", "network", "config"}
+AT_RUN_TIME = {"sigma", "augment", "views", "dealt", "node_features", "edge_features", "features", "network", "config"}
 
 
 def compose(name, *overrides):
@@ -82,6 +82,18 @@ SHIFT = {"_target_": "grace_lightning.augment.RandomXYTranslation"}
 def test_wrong_keys_and_values_are_named(node, message):
     with pytest.raises(InputError, match=f"^{message}"):
         check(node, "top")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "keys"),
+    [
+        ({"a": {"b": 1, "c": [1, 2]}, "d": 2}, {"a": {"b": 1.0, "c": [2, 1]}, "e": 3}, ["a.c"]),
+        ({"a": NODE}, {"a": NODE | {"_target_": "x", "dropout": 3}}, ["a._target_"]),
+        ({"a": NODE, "b": {}, "c": None}, {"a": NODE, "b": NODE, "c": NODE}, ["b", "c"]),
+    ],
+)
+def test_differences_of_what_both_have(one, other, keys):
+    assert list(differing(one, other)) == list(differing(other, one)) == keys
 
 
 class Holder:

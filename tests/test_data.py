@@ -1,5 +1,6 @@
 """Annotated images as batches of graphs."""
 
+import re
 import shutil
 
 import imagecodecs
@@ -10,14 +11,16 @@ from torch_geometric.data import Batch
 
 from grace_lightning.augment import Augmentation, RandomXYTranslation
 from grace_lightning.data import (
+    Dealt,
     EpochSampler,
     GraceDataModule,
     GraceDataset,
     Pick,
+    dealt_before,
     graph_data,
     split_sources,
 )
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
 
@@ -134,6 +137,67 @@ class TestFolders:
         assert digests(other) == first
         shutil.copy(folder / "m0.png", other / "m1.png")
         assert [name for name, digest in digests(other).items() if digest != first[name]] == ["m1"]
+
+
+class TestKeptSplit:
+    @pytest.fixture
+    def kept(self, folder):
+        """How five images were dealt; m4 to validation, say."""
+        names = {"train": ["m0", "m1"], "valid": ["m4"], "infer": ["m2", "m3"]}
+        return Dealt(str(folder), [0.7, 0.15, 0.15], 0, names)
+
+    def sets(self, folder, kept, stage="fit", **keys):
+        module = GraceDataModule(image_dir=str(folder), dealt=kept, **keys)
+        module.setup(stage)
+        return module, {part: [source.name for source in given] for part, given in module.sources.items()}
+
+    def test_nothing_changes_as_long_as_the_images_are_the_same_wherever_they_lie(self, folder, kept, tmp_path_factory):
+        other = shutil.copytree(folder, tmp_path_factory.mktemp("other"), dirs_exist_ok=True)
+        for path in (folder, other):
+            assert self.sets(path, kept)[1] == kept.names
+
+    @pytest.mark.parametrize(
+        ("stage", "train", "said"), [("fit", ["m0", "m9"], "trained on"), ("predict", ["m0"], "not")]
+    )
+    def test_what_is_gone_and_new_is_told_and_new_images_are_never_scored(self, folder, kept, stage, train, said):
+        for name in ("m1", "m3"):
+            (folder / f"{name}.png").unlink()
+            shutil.rmtree(folder / f"{name}.grace")
+        shutil.copy(folder / "m0.png", folder / "m9.png")
+        shutil.copytree(folder / "m0.grace", folder / "m9.grace")
+        with pytest.warns(InputWarning) as told:
+            module, sets = self.sets(folder, kept, stage)
+        assert sets == {"train": train, "valid": ["m4"], "infer": ["m2"]}
+        assert re.search(r"lost 2 of 5 images: m1, m3", str(told[0].message))
+        assert re.search(rf"1 new images, which are {said}.*: m9", str(told[1].message))
+        assert set(kept.names["train"]) <= set(module.dealt_names["train"])  # if they come back
+
+    def test_other_data_are_dealt_anew_and_that_is_told(self, folder, kept):
+        names = {part: [f"{name}b" for name in given] for part, given in kept.names.items()}
+        with pytest.warns(InputWarning, match="lacks 5 of the 5 images of elsewhere.* are split anew"):
+            _, sets = self.sets(folder, kept._replace(image_dir="elsewhere", names=names))
+        assert sets == self.sets(folder, None)[1]
+
+    def test_another_split_of_the_same_images_is_refused(self, folder, kept):
+        for key, value in {"split": [0.5, 0.25, 0.25], "split_seed": 1}.items():
+            with pytest.raises(InputError, match=f"^data.{key}: .* is split by .* already"):
+                self.sets(folder, kept, **{key: value})
+
+    def test_a_folder_without_a_validation_image_is_refused(self, folder, kept):
+        shutil.rmtree(folder / "m4.grace")
+        (folder / "m4.png").unlink()
+        with pytest.warns(InputWarning), pytest.raises(InputError, match="has no valid image any more"):
+            self.sets(folder, kept)
+
+    def test_a_split_is_of_its_own_seed_and_a_checkpoint_keeps_it(self, folder):
+        (_, one), (module, other) = (self.sets(folder, None, seed=seed) for seed in (0, 1))
+        assert one == other != self.sets(folder, None, split_seed=3)[1]
+        config = {"data": {"image_dir": str(folder), "split": [0.7, 0.15, 0.15], "split_seed": 0}}
+        again = dealt_before(config | {"trained_on": module.described()})
+        assert self.sets(folder, again)[1] == one
+        assert dealt_before(config) is None
+        with pytest.raises(InputError, match=r"trained_on.split"):
+            dealt_before(config | {"trained_on": {"split": {"train": 3}}})
 
 
 SOURCES = tuple(Source(f"m{k}", f"m{k}.png") for k in range(10))

@@ -1,5 +1,6 @@
 """The network in training and prediction."""
 
+import copy
 import math
 
 import pytest
@@ -9,11 +10,20 @@ from pytorch_lightning import Trainer
 from torch_geometric.data import Batch
 
 from grace_lightning.augment import RandomEdgeCrop
+from grace_lightning.config import build
 from grace_lightning.data import graph_data
+from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.features import Learned, Statistics
 from grace_lightning.graph import HEADS
 from grace_lightning.models import GCN, MPNN
-from grace_lightning.module import GraceModule, balanced_weights, margin, summed_cross_entropy
+from grace_lightning.module import (
+    CHECKPOINT_KEY,
+    TRAINED,
+    GraceModule,
+    balanced_weights,
+    margin,
+    summed_cross_entropy,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +105,125 @@ def test_a_training_step_makes_nothing_on_the_cpu(make):
     loss.backward()
     assert loss.device.type == "meta"
     assert all(p.grad is not None for p in module.parameters())
+
+
+ADAM = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.1, "weight_decay": 0.01}
+COSINE = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_": True, "T_max": 4}
+
+
+def trainable(optimizer=ADAM, scheduler=COSINE, **others):
+    config = {"optimizer": optimizer, "scheduler": scheduler, "callbacks": {"weight_averaging": None}, "data": {}}
+    made = {name: build(config[name], name) for name in ("optimizer", "scheduler")}
+    network = torch.nn.ModuleDict({"node": torch.nn.Linear(2, 2)})
+    return GraceModule(statistics(), network, config=config | others, **made)
+
+
+def trained(module, epochs):
+    """Return a checkpoint after some epochs of one step each."""
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made.get("lr_scheduler")
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        module.network["node"](torch.ones(2)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    progress = {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}
+    states = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": [schedule.state_dict()]}
+    return {
+        CHECKPOINT_KEY: module.config,
+        "state_dict": module.state_dict(),
+        "loops": progress,
+        "callbacks": {},
+    } | states
+
+
+class TestGoingOn:
+    def test_settings_that_stay_leave_the_state_as_it_is(self):
+        checkpoint = trained(trainable(), 3)
+        before = copy.deepcopy({key: checkpoint[key] for key in ("optimizer_states", "lr_schedulers")})
+        trainable().on_load_checkpoint(checkpoint)
+        assert repr(before) == repr({key: checkpoint[key] for key in before})
+
+    @pytest.mark.parametrize(
+        ("optimizer", "scheduler", "rates"),
+        [
+            ({}, {"T_max": 8}, [0.05 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(4, 9)]),
+            ({"lr": 0.5}, {"T_max": 8}, [0.25 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(4, 9)]),
+            ({"weight_decay": 0.3}, None, [0.1] * 5),
+        ],
+    )
+    def test_settings_that_are_changed_count_as_if_from_the_start(self, optimizer, scheduler, rates):
+        checkpoint = trained(trainable(), 4)
+        module = trainable(ADAM | optimizer, scheduler and COSINE | scheduler)
+        momenta = repr(checkpoint["optimizer_states"][0]["state"])
+        module.on_load_checkpoint(checkpoint)
+        (saved,) = checkpoint["optimizer_states"]
+        assert repr(saved["state"]) == momenta
+        made = module.configure_optimizers()
+        made = made if isinstance(made, dict) else {"optimizer": made}
+        made["optimizer"].load_state_dict(saved)
+        for state in checkpoint["lr_schedulers"]:
+            made["lr_scheduler"].load_state_dict(state)
+        found = []
+        for _ in rates:
+            found.append(saved["param_groups"][0]["lr"] if not found else made["optimizer"].param_groups[0]["lr"])
+            made["optimizer"].step()
+            made["lr_scheduler"].step() if scheduler else None
+        assert found == pytest.approx(rates)
+        assert made["optimizer"].param_groups[0]["weight_decay"] == (ADAM | optimizer)["weight_decay"]
+
+    @pytest.mark.parametrize(
+        ("optimizer", "scheduler", "message"),
+        [
+            ({"_target_": "torch.optim.Adam"}, {}, "torch.optim.Adam cannot go on from the state of torch.optim.AdamW"),
+            ({"amsgrad": True}, {}, "optimizer: needs max_exp_avg_sq of all steps before"),
+            ({"lr": -1.0}, {}, "optimizer or scheduler: Invalid learning rate"),
+        ],
+    )
+    def test_what_cannot_be_taken_over_is_refused(self, optimizer, scheduler, message):
+        with pytest.raises(InputError, match=message):
+            trainable(ADAM | optimizer, COSINE | scheduler).on_load_checkpoint(trained(trainable(), 2))
+
+    def test_class_weights_are_those_of_this_run(self):
+        module, checkpoint = trainable(), trained(trainable(), 1)
+        module.node_class_weight.copy_(torch.tensor([0.5, 3.0]))
+        module.on_load_checkpoint(checkpoint)
+        assert checkpoint["state_dict"]["node_class_weight"].tolist() == [0.5, 3.0]
+
+    def test_without_averaging_training_goes_on_from_its_own_weights(self):
+        checkpoint = trained(trainable(), 1)
+        checkpoint[TRAINED] = {**checkpoint["state_dict"], "network.node.bias": torch.tensor([7.0, 7.0])}
+        trainable().on_load_checkpoint(checkpoint)
+        assert checkpoint["state_dict"]["network.node.bias"].tolist() == [7, 7]
+        assert TRAINED not in checkpoint
+
+    def test_the_best_score_by_another_measure_or_of_other_images_is_forgotten(self):
+        for others in ({"callbacks": {"checkpoint": {"monitor": "a"}}}, {"data": {"valid_image_dir": "b"}}):
+            checkpoint = trained(trainable(), 1)
+            checkpoint["callbacks"] = {
+                "best": {"best_model_path": "x"},
+                "stop": {"wait_count": 3},
+                "mean": {"count": 1},
+            }
+            trainable(**others).on_load_checkpoint(checkpoint)
+            assert list(checkpoint["callbacks"]) == ["mean"]
+
+
+@pytest.mark.parametrize(
+    ("label", "found"), [(0, "0 detections are positive, 40 negative and 0"), (2, "0 negative and 40")]
+)
+def test_labels_of_one_class_are_told(label, found):
+    graph = random_sample().graph
+    graph = graph.with_labels(node=torch.full((40,), label), edge=graph.label("edge"))
+    with pytest.warns(InputWarning, match=f"training images a: .*{found} unknown"):
+        trainable().fit_to([graph_data(random_sample().replace(graph=graph))])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(module):
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    batches = [Batch.from_data_list([graph_data(random_sample(name))]) for name in "ab"]
+    assert module.training_step(batches[0], 0).isfinite()
+    batches[1].edge_attr.fill_(torch.nan)
+    batches[1].pixels.fill_(torch.nan)
+    with pytest.raises(LossError, match=r"the training loss is nan in epoch 0 .*, step 1, at b, expected"):
+        module.training_step(batches[1], 1)

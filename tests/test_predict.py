@@ -148,6 +148,37 @@ class TestFiles:
             assert truth[filaments(name, out)["node"].tolist()].double().mean() > 0.8
 
 
+@pytest.mark.parametrize(
+    ("trained", "keys", "told"),
+    [
+        (4.0, {}, False),
+        (4.7, {}, False),
+        (8.0, {}, True),
+        (3.0, {}, True),
+        (4.0, {"pixel_size": 2}, True),
+        (8.0, {"features.scale": 20}, False),
+        (None, {}, False),
+    ],
+)
+def test_another_pixel_size_than_in_training_is_told_once(trained, keys, told, predicted, checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["grace_lightning"]["trained_on"] == {"split": None, "pixel_size": 4.0}
+    content["grace_lightning"]["trained_on"] = {"split": None, "pixel_size": trained}
+    torch.save(content, "other.ckpt")
+    status, _, err = predicted("checkpoint=other.ckpt", *(f"{key}={value}" for key, value in keys.items()))
+    assert (status, err.count("\n")) == (0, int(told)), err
+    if told:
+        size = keys.get("pixel_size", 4)
+        said = (
+            rf"{NAMES[0]}: {size} Angstrom per pixel, but .* with {trained:g}; .*scale={SCALE * trained / size:.3g}\n"
+        )
+        assert re.search(said, err)
+
+
+def test_devices_that_are_not_there_are_refused(predicted):
+    expect_refusal(predicted("trainer.accelerator=abc"), "trainer.accelerator=abc.*invalid accelerator")
+
+
 # ---- again ----------------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +501,8 @@ def test_without_a_pixel_size_no_angstrom_is_invented(predicted, data):
     assert re.fullmatch(r"warning: pixel_size is not set, and 1 images do not say it.*set pixel_size=.*\n", err)
     assert largest_step() == (pytest.approx(SCALE, abs=0.2), False)
     assert pd.read_csv("out/filaments.csv")["length_angstrom"].isna().all()
-    status, _, err = predicted("pixel_size=2", "export.spacing=30", "overwrite=true")
+    given = ["pixel_size=2", "export.spacing=30", f"features.scale={SCALE}", "overwrite=true"]
+    status, _, err = predicted(*given)
     assert status == 0
     assert re.fullmatch(r"warning: out/relion: left out 1 of 1 images, which RELION cannot read \(.*png: .*\n", err)
     assert largest_step() == (pytest.approx(15, abs=0.2), True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -61,6 +62,9 @@ def runs(tmp_path_factory):
         jobs[f"{name}, resumed"] = job(f"on{k}", f"ckpt_path=stop{k}/model/last.ckpt", f"data.num_workers={workers}")
     jobs["again"] = job("again", "ckpt_path=whole/model/last.ckpt", *SCORED)
     jobs["less"] = job("less", "ckpt_path=whole/model/last.ckpt", "trainer.max_epochs=1")
+    jobs["longer"] = job("longer", "ckpt_path=whole/model/last.ckpt", "trainer.max_epochs=4", "optimizer.lr=0.1")
+    bare = ["ckpt_path=whole/model/last.ckpt", "trainer.max_epochs=4", "optimizer.lr=0.1", "hydra.run.dir=bare"]
+    jobs["bare"] = {"command": ["train", *bare]}
     jobs["early"] = job("early", at=("fit_to", 1, SIGTERM))
     jobs["nan"] = job("nan", spoilt="train_0001")
     return folder, forked(folder, jobs)
@@ -115,6 +119,27 @@ class TestRuns:
         result = runs[1]["less"]
         assert result["status"] == [2]
         assert "trainer.max_epochs: 1, but whole/model/last.ckpt has had 2 epochs" in result["err"]
+
+    def test_more_epochs_and_another_rate_count_as_if_from_the_start(self, runs):
+        """The rate goes down to the new end, not up from the old one."""
+        folder, results = runs
+        assert (results["longer"]["status"], results["longer"]["err"]) == ([0], "")
+        (schedule,) = checkpoint(folder, "longer")["lr_schedulers"]
+        assert (schedule["T_max"], schedule["last_epoch"], schedule["base_lrs"]) == (4, 4, [0.1])
+        assert schedule["_last_lr"] == pytest.approx([0], abs=1e-9)
+
+    def test_settings_that_are_left_out_are_refused_and_can_be_pasted(self, runs):
+        folder, results = runs
+        assert results["bare"]["status"] == [2]
+        assert (
+            "data.simulation, features.channels"
+            in results["bare"]["err"].partition("which this command does not give")[0]
+        )
+        pasted = re.search(r"of that run: (grace-train .*) \(to change", results["bare"]["err"])[1]
+        kept = [word for word in [*SMALL, *SCORED] if not word.startswith("trainer.max_epochs")]
+        typed = ["trainer.max_epochs=4", "optimizer.lr=0.1"]
+        assert shlex.split(pasted) == ["grace-train", "ckpt_path=whole/model/last.ckpt", *kept, *typed]
+        assert not (folder / "bare").exists()
 
     def test_the_best_checkpoint_is_the_best_of_both_runs(self, runs):
         folder, _ = runs

@@ -1,20 +1,22 @@
 """What a training keeps, when it ends, and how its random numbers are seeded."""
 
-import os
+import ctypes
 import signal
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, callbacks, seed_everything
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from grace_lightning.checkpoint import write_checkpoint
 from grace_lightning.data import seed_of
-from grace_lightning.errors import InputError
-from grace_lightning.files import replacing
+from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.module import TRAINED, whole_epochs
 from grace_lightning.stopping import end_with_parent, handle, stop
 from grace_lightning.sweeps import optuna_storage
 
@@ -23,10 +25,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints whole or not at all: Lightning's class copies them if its folder lies on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with replacing(path) as unfinished, unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())  # else it may be empty after a power cut
+        write_checkpoint(checkpoint, path)
 
 
 class Checkpoint(callbacks.ModelCheckpoint):
@@ -50,9 +49,6 @@ class Checkpoint(callbacks.ModelCheckpoint):
         trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
 
 
-TRAINED = "trained_weights"  # where a checkpoint keeps what training goes on from if ``state_dict`` has the mean
-
-
 class WeightAveraging(Callback):
     """From epoch ``start`` on, validates and keeps the mean of the weights after each epoch (Izmailov et al. 2018).
 
@@ -69,7 +65,7 @@ class WeightAveraging(Callback):
         self.mean: dict[str, Tensor] = {}  # while the module holds the mean, the trained weights
         self.count = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(self.start, float):
             if trainer.max_epochs in (None, -1):
                 raise InputError(f"callbacks.weight_averaging.start: {self.start} of endless epochs, expected an epoch")
@@ -100,16 +96,23 @@ class WeightAveraging(Callback):
         return {"count": self.count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.count = state_dict["count"]
+        self.count = state_dict["count"] if self.mean else 0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.mean:
             checkpoint |= {TRAINED: checkpoint["state_dict"], "state_dict": self.mean}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        epochs, count = whole_epochs(checkpoint), checkpoint["callbacks"].get(self.state_key, {"count": 0})["count"]
+        if TRAINED in checkpoint:
+            pl_module.load_state_dict(checkpoint[TRAINED])
+        if self.start is None or self.start >= epochs:  # what was averaged before is not wanted now
+            return
         if TRAINED in checkpoint:
             self.mean = checkpoint["state_dict"]
-            pl_module.load_state_dict(checkpoint[TRAINED])
+        if count != epochs - self.start:
+            found = f"callbacks.weight_averaging.start: {self.start}, but the checkpoint has the mean of {count} epochs"
+            warnings.warn(f"{found}, not {epochs - self.start}; it goes on from there", InputWarning, stacklevel=2)
 
 
 def _copy(module: LightningModule) -> dict[str, Tensor]:
@@ -168,6 +171,17 @@ class SeedEpochs(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seed = seed_of("epoch", self.seed, trainer.current_epoch, trainer.global_rank)
         seed_everything(seed % 2**32, verbose=False)
+
+
+class FreeMemory(Callback):
+    """Gives free memory back to the system after every epoch.
+
+    Each step has crops of other sizes, between which glibc keeps ever more memory that nothing is in.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with suppress(AttributeError, OSError, TypeError):  # other C libraries do not have it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class Pruning(Callback):

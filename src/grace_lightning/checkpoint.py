@@ -1,9 +1,11 @@
 """Checkpoints: read without running anything in them, made into modules and linkers, gone on from."""
 
 import inspect
+import io
+import os
 import pickle
 import re
-import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -14,12 +16,12 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from grace_lightning.config import build
-from grace_lightning.errors import InputError
+from grace_lightning.config import build, differing, selected
+from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.features import Features
 from grace_lightning.files import replacing
 from grace_lightning.link import Linker
-from grace_lightning.module import CHECKPOINT_KEY, GraceModule
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule, judged_anew, whole_epochs
 
 Config = dict[str, Any]
 
@@ -60,6 +62,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not (isinstance(content, dict) and CHECKPOINT_KEY in content and isinstance(content.get("state_dict"), dict)):
         raise InputError(f"{path}: not a checkpoint of grace-train (it has no '{CHECKPOINT_KEY}' and 'state_dict')")
     return content
+
+
+def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint whole or not at all; an :class:`InputError` says why it cannot be written."""
+    whole = io.BytesIO()  # torch would say "unexpected pos" of a full disk
+    torch.save(content, whole)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        file.write(whole.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # else it may be empty after a power cut
 
 
 def _first_line(error: Exception) -> str:
@@ -187,6 +199,7 @@ def upgraded(config: Config, state: Mapping[str, Any]) -> tuple[Config, dict[str
     for group, keys in GONE_KEYS.items():
         for key in keys:
             config[group].pop(key, None)
+    _keep_old_split(config["data"])
     for group in ("model", "features"):
         if "width" in config[group]:
             config[group]["hidden"] = config[group].pop("width")
@@ -204,42 +217,72 @@ def upgraded(config: Config, state: Mapping[str, Any]) -> tuple[Config, dict[str
     return config, {renamed(name): value for name, value in state.items()}
 
 
-def whole_epochs(checkpoint: Mapping[str, Any]) -> int:
-    """Return how many epochs a checkpoint has had."""
-    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+def _keep_old_split(data: Config) -> None:
+    """Let ``split_seed`` be what it was before it had a key of its own."""
+    if data.get("image_dir"):
+        data.setdefault("split_seed", data.get("seed", 0))
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint as :func:`read_checkpoint` does; refuse one that no training can go on from."""
+    checkpoint = read_checkpoint(path)
+    try:
+        whole_epochs(checkpoint)
+        _ = checkpoint["optimizer_states"][0]["param_groups"], checkpoint["lr_schedulers"]
+        for group in ("model", "features", "optimizer", "scheduler"):
+            _ = checkpoint[CHECKPOINT_KEY][group].keys()
+        _keep_old_split(checkpoint[CHECKPOINT_KEY]["data"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: no training can go on from it; give a run's model/last.ckpt") from error
+    return checkpoint
+
+
+def expect_same_network(path: str | Path, checkpoint: Mapping[str, Any], config: Config) -> None:
+    """Refuse a run of ``config`` that would go on with another network, or has had all its epochs."""
+    trained = checkpoint[CHECKPOINT_KEY]
+    for key in ("model", "features"):
+        before, now = ({**node, "cache_dir": None} for node in (trained[key], config[key]))
+        if before != now:
+            changed = [*differing(trained[key], config[key], key)] or [key]
+            found = f"{_values(changed, trained)}, this run has {_values(changed, config)}"
+            expected = "a network goes on as it is: leave that, or ckpt_path, out"
+            raise InputError(f"ckpt_path: {path} was trained with {found}; {expected}")
+    limit, epochs = config["trainer"].get("max_epochs"), whole_epochs(checkpoint)
+    if limit not in (None, -1) and epochs > limit:
+        raise InputError(f"trainer.max_epochs: {limit}, but {path} has had {epochs} epochs; give that many or more")
 
 
 def resume(path: str | Path, config: Config, folder: Path) -> Path:
     """Prepare a run of ``config`` to go on from a checkpoint; return the file in its own ``folder`` to go on from.
 
     The best checkpoint beside it is taken along, so that the new run's own is the best of both: Lightning keeps their
-    places in the checkpoint, which become those of the new run.
+    places in the checkpoint, which become those of the new run. See also :meth:`GraceModule.on_load_checkpoint`.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_run(path)
     trained = checkpoint[CHECKPOINT_KEY]
-    for key in ("model", "features"):
-        if trained[key] != config[key]:
-            raise InputError(f"ckpt_path: {path} was trained with {key} {trained[key]}, this run has {config[key]}")
-    limit, epochs = config["trainer"].get("max_epochs"), whole_epochs(checkpoint)
-    if limit not in (None, -1) and epochs > limit:
-        raise InputError(f"trainer.max_epochs: {limit}, but {path} has had {epochs} epochs; give that many or more")
     own = folder / "last.ckpt"
     if getattr(rank_zero_only, "rank", 0) != 0:  # the first process has written it, if the disk is shared
         return own if own.is_file() else path
+    anew = judged_anew(trained, config)
+    if anew:
+        judged = f"earlier epochs were judged by {_values(anew, trained)}"
+        warnings.warn(f"{_values(anew, config)}: {judged}, and none counts as the best", InputWarning, stacklevel=2)
     for callback, state in list(checkpoint.get("callbacks", {}).items()):
         if state.get("best_model_path"):
             earlier = Path(state["best_model_path"])
             best = path.with_name(earlier.name) if path.with_name(earlier.name).is_file() else earlier
-            if not best.is_file():  # the next epoch is the best so far
+            if anew or not best.is_file():  # the next epoch is the best so far
                 del checkpoint["callbacks"][callback]
                 continue
             if best.parent.resolve() != folder.resolve():
-                with replacing(folder / best.name) as unfinished:
-                    shutil.copyfile(best, unfinished)
+                write_checkpoint(read_checkpoint(best), folder / best.name)
             moved = {"dirpath": str(folder.resolve()), "last_model_path": str(own.resolve())}
             moved |= dict.fromkeys(("best_model_path", "kth_best_model_path"), str(folder.resolve() / best.name))
             state |= moved | {"best_k_models": {moved["best_model_path"]: state["best_model_score"]}}
-    with replacing(own) as unfinished:
-        torch.save(checkpoint, unfinished)
+    write_checkpoint(checkpoint, own)
     return own
+
+
+def _values(keys: Sequence[str], config: Config) -> str:
+    return ", ".join(f"{key}={'null' if (value := selected(config, key)) is None else value}" for key in keys)

@@ -114,6 +114,7 @@ def _run(name: str) -> int:
             for key in (key_of(argument) for argument in sys.argv[1:] if not argument.startswith("-")):
                 if message := removed(key):
                     raise InputError(f"{key}: {message}")
+            sys.argv[1:] = _without_null_groups(name, sys.argv[1:])
             if name == "train":
                 sys.argv[1:] = _with_config_file(sys.argv[1:])
             in_sweep = not {"-m", "--multirun"}.isdisjoint(sys.argv)
@@ -152,6 +153,22 @@ def _prepare_process() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     # Threads that wait for others sleep, not spin: on shared cores a run takes a sixth of the processor time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+NULL_BY_DEFAULT = {"train": ("experiment",), "evaluate": ("link",), "predict": ("link",)}
+
+
+def _without_null_groups(name: str, arguments: list[str]) -> list[str]:
+    """Refuse null as the choice of a group, which Hydra cannot take; leave it out where it is the default."""
+    kept = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        options = sorted(path.stem for path in (config_dir() / group).glob("*.yaml")) if group.isidentifier() else []
+        if value != "null" or not options:
+            kept.append(argument)
+        elif group not in NULL_BY_DEFAULT.get(name, ()):
+            raise InputError(f"{group}: null, expected one of {', '.join(options)}")
+    return kept
 
 
 def _with_config_file(arguments: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ a second time.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -52,6 +52,28 @@ def config_dir() -> Path:
     package = Path(__file__).parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parents[1] / "conf"
+
+
+def differing(one: Any, other: Any, key: str = "") -> Iterator[str]:
+    """Yield the keys, below ``key``, at which two configurations both have a value and these are not the same.
+
+    Of nodes of different classes only the class is compared; an empty node differs from another one as a whole.
+    """
+    if isinstance(one, dict) and isinstance(other, dict) and one and other:
+        shared = (
+            ["_target_"] if one.get("_target_") != other.get("_target_") else [name for name in one if name in other]
+        )
+        for name in shared:
+            yield from differing(one.get(name), other.get(name), f"{key}.{name}" if key else name)
+    elif one != other:
+        yield key
+
+
+def selected(config: Any, key: str) -> Any:
+    """Return the value at ``key`` of plain containers, None if there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def check(node: Any, path: str) -> None:

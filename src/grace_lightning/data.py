@@ -1,10 +1,13 @@
 """From annotation folders to batches of graphs."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -15,8 +18,9 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from grace_lightning.augment import Augmentation
-from grace_lightning.errors import InputError
-from grace_lightning.files import MAX_GIB, expect_folder
+from grace_lightning.config import check_value, selected
+from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.files import MAX_GIB, expect_folder, some
 from grace_lightning.flatten import flattened
 from grace_lightning.graph import (
     Connection,
@@ -27,7 +31,7 @@ from grace_lightning.graph import (
     encode_geometry,
     subgraphs,
 )
-from grace_lightning.io import Source, find_sources, read_sample
+from grace_lightning.io import Source, find_sources, pixel_size, read_sample
 
 Hops = int | Literal["whole"]
 
@@ -226,6 +230,29 @@ class GraceDataset(Dataset[GraphData]):
         return data
 
 
+TRAINED_ON = "trained_on"
+"""Where the configuration in a checkpoint keeps what :meth:`GraceDataModule.described` says of the images."""
+
+
+class Dealt(NamedTuple):
+    """How the images of a folder were split when a network was trained."""
+
+    image_dir: str
+    split: Sequence[float]
+    split_seed: int
+    names: Mapping[str, list[str]]  # of the images in each set
+
+
+def dealt_before(trained: Mapping[str, Any], path: str | Path = "checkpoint") -> Dealt | None:
+    """Return what the configuration in the checkpoint ``path`` says of the split, None if it does not."""
+    names = selected(trained, f"{TRAINED_ON}.split")
+    if names is None or not selected(trained, "data.image_dir"):
+        return None
+    check_value(names, dict[Literal["train", "valid", "infer"], list[str]], f"{path}: {TRAINED_ON}.split")
+    data = trained["data"]
+    return Dealt(data["image_dir"], data.get("split"), data.get("split_seed"), names)
+
+
 class GraceDataModule(pl.LightningDataModule):
     """Training, validation and inference images: three folders, or one that is split.
 
@@ -233,11 +260,12 @@ class GraceDataModule(pl.LightningDataModule):
     ----------
     sigma : pixels, see :func:`grace_lightning.flatten.flattened`; given at run time, as the features ask for it
     augment, views : of the training set, see :class:`GraceDataset`; given at run time
+    dealt : how ``image_dir`` was split before, which is kept; given at run time
     train_image_dir, valid_image_dir, infer_image_dir : folders of images; inference may be left out
     train_grace_dir, valid_grace_dir, infer_grace_dir : folders of ``X.grace``; None: the image folder
     image_dir, grace_dir : one folder to split instead
-    split : fractions of training, validation and inference images
-    seed : of the split, the order of the images, their augmentation, and the views
+    split, split_seed : fractions of training, validation and inference images, and which are which
+    seed : of the order of the images, their augmentation, and the views
     batch_size, num_workers : images in a step of each process, and how many further processes prepare samples
     frame : what to take of a stack: an index or ``mean``
     max_gib : GiB that an image may unpack to
@@ -253,6 +281,7 @@ class GraceDataModule(pl.LightningDataModule):
         sigma: float | None = None,
         augment: Augmentation | None = None,
         views: int | None = None,
+        dealt: Dealt | None = None,
         train_image_dir: str | None = None,
         train_grace_dir: str | None = None,
         valid_image_dir: str | None = None,
@@ -262,6 +291,7 @@ class GraceDataModule(pl.LightningDataModule):
         image_dir: str | None = None,
         grace_dir: str | None = None,
         split: Sequence[float] = (0.7, 0.15, 0.15),
+        split_seed: int = 0,
         seed: int = 0,
         batch_size: int = 1,
         num_workers: int = 0,
@@ -286,7 +316,7 @@ class GraceDataModule(pl.LightningDataModule):
             "infer": (infer_image_dir, infer_grace_dir),
         }
         self.image_dir, self.grace_dir = image_dir, grace_dir
-        self.split, self.seed = split, seed
+        self.split, self.split_seed, self.seed, self.dealt = list(split), split_seed, seed, dealt
         self.batch_size, self.num_workers = batch_size, num_workers
         self.read_files = partial(
             read_sample,
@@ -300,6 +330,7 @@ class GraceDataModule(pl.LightningDataModule):
         self.kept: dict[Source, Sample] = {}
         self.room = cache_gib * 2**30
         self.sources: dict[str, list[Source]] = {}
+        self.dealt_names: dict[str, list[str]] | None = None
         self.digests: dict[Source, str] = {}
         """Hashes of the samples that were read: of pixels, points, edges, labels and annotation, not of files."""
 
@@ -315,7 +346,7 @@ class GraceDataModule(pl.LightningDataModule):
         if self.image_dir is not None:
             if given:
                 raise InputError(f"data.image_dir and {given[0]} are both set; give one folder to split, or one each")
-            self.sources = split_sources(_find(self.image_dir, self.grace_dir), self.split, self.seed)
+            self.sources = self._split(_find(self.image_dir, self.grace_dir), stage)
             return
         for name in ("train", "valid") if stage == "fit" else ("infer",):
             if self.folders[name][0] is None:
@@ -325,6 +356,50 @@ class GraceDataModule(pl.LightningDataModule):
             for name, (folder, grace) in self.folders.items()
             if stage == "fit" or name == "infer"
         }
+
+    def _split(self, sources: Sequence[Source], stage: str | None) -> dict[str, list[Source]]:
+        """Deal the images, or keep what was dealt before: an image that is new never comes to validation or inference.
+
+        A folder has other data if most of what was dealt is not in it, unless it is the same folder.
+        """
+        found = {source.name: source for source in sources}
+        dealt, here = self.dealt, Path(str(self.image_dir))
+        if dealt is not None:
+            known = {name for names in dealt.names.values() for name in names}
+            gone, new = sorted(known - found.keys()), sorted(found.keys() - known)
+            if 2 * len(gone) > len(known) and here.resolve() != Path(dealt.image_dir).resolve():
+                lacks = f"{here} lacks {len(gone)} of the {len(known)} images of {dealt.image_dir}: {some(gone)}"
+                _warn(f"data.image_dir: {lacks}; so these are other data, and are split anew")
+                dealt = None
+        if dealt is None:
+            parts = split_sources(sources, self.split, self.split_seed)
+            self.dealt_names = {part: [source.name for source in given] for part, given in parts.items()}
+            return parts
+        for key, was, now in (("split", dealt.split, self.split), ("split_seed", dealt.split_seed, self.split_seed)):
+            if was != now:
+                raise InputError(
+                    f"data.{key}: {now}, but {here} is split by {was} already; leave it, or ckpt_path, out"
+                )
+        if gone:
+            _warn(f"data.image_dir: {here} has lost {len(gone)} of {len(known)} images: {some(gone)}")
+        if new:
+            what = "trained on" if stage == "fit" else "not scored"
+            _warn(f"data.image_dir: {here} has {len(new)} new images, which are {what}: {some(new)}")
+        self.dealt_names = {part: list(names) for part, names in dealt.names.items()}
+        self.dealt_names["train"] += new if stage == "fit" else []
+        parts = {part: [found[n] for n in sorted(names) if n in found] for part, names in self.dealt_names.items()}
+        if empty := [part for part in ("train", "valid") if stage == "fit" and not parts[part]]:
+            raise InputError(f"data.image_dir: {here} has no {empty[0]} image any more; start anew without ckpt_path")
+        return parts
+
+    def described(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the images, in plain containers.
+
+        ``split``, the names by set if one folder was split, also of those that are gone, and ``pixel_size``, Angstrom,
+        the median of those training images that say it.
+        """
+        sizes = [size for source in self.sources["train"] if (size := pixel_size(source.image)) is not None]
+        return {"split": self.dealt_names, "pixel_size": median(sizes) if sizes else None}
 
     def dataset(self, name: str, *, augmented: bool = False) -> GraceDataset:
         """Return the images of ``train``, ``valid`` or ``infer``."""
@@ -372,6 +447,10 @@ class GraceDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("valid")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, InputWarning, stacklevel=2)
 
 
 def _digest(sample: Sample) -> str:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any, Literal, cast
 
@@ -15,14 +16,19 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from grace_lightning.config import selected
 from grace_lightning.data import GraphData
-from grace_lightning.errors import LossError
+from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.features import Features
+from grace_lightning.files import some
 from grace_lightning.graph import EDGE_HEADS, HEADS, Label
 from grace_lightning.metrics import EpochOutcomes, classification, fit_temperature
 
 CHECKPOINT_KEY = "grace_lightning"
 """Where a checkpoint keeps the resolved configuration that it was trained with."""
+
+TRAINED = "trained_weights"
+"""Where a checkpoint keeps the weights that training goes on from if ``state_dict`` has a mean of weights."""
 
 
 class GraceModule(pl.LightningModule):
@@ -90,10 +96,18 @@ class GraceModule(pl.LightningModule):
 
     def fit_to(self, graphs: Iterable[GraphData]) -> None:
         """Take the scale of the features and the class weights from the training set, not augmented."""
-        counts = torch.zeros(len(HEADS), 2, dtype=torch.int64)
+        by_label, names = torch.zeros(len(HEADS), len(Label), dtype=torch.int64), []
         for data in graphs:
             self.features.fit(data)
-            counts += torch.stack([torch.bincount(data.label(head), minlength=3)[:2] for head in HEADS])
+            by_label += torch.stack([torch.bincount(data.label(head), minlength=len(Label)) for head in HEADS])
+            names += data.names
+        for head, what in {"node": "detections", "edge": "edges"}.items():
+            negative, positive, unknown = by_label[HEADS.index(head)].tolist()
+            if not (negative and positive):
+                found = f"{positive} {what} are positive, {negative} negative and {unknown} unknown"
+                expected = "the network cannot learn to tell them apart; were they annotated?"
+                warnings.warn(f"training images {some(names)}: {found}; {expected}", InputWarning, stacklevel=2)
+        counts = by_label[:, :2]
         self.learned.copy_((counts > 0).all(dim=1))
         if self.class_weights == "balanced":
             self.node_class_weight.copy_(balanced_weights(counts[HEADS.index("node")]))
@@ -144,7 +158,10 @@ class GraceModule(pl.LightningModule):
         return seen[0][data.member_node == data.member_centre] if data.has_subgraphs else seen[0]
 
     def training_step(self, batch: GraphData, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        loss = self._step(batch, "train")
+        if loss.device.type == "cpu":  # before the weights take it; a GPU would have to be waited for
+            self._expect_finite_losses("train", since=batch_idx)
+        return loss
 
     def validation_step(self, batch: GraphData, batch_idx: int) -> None:
         self._step(batch, "valid")
@@ -173,12 +190,17 @@ class GraceModule(pl.LightningModule):
         return [head for head in HEADS if self._outcome(stage, head).update_called]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, schedule = self._make_optimizer(self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
+
+    def _make_optimizer(self, parameters: Iterable[Any]) -> tuple[Optimizer, LRScheduler | None]:
         if self.make_optimizer is None:
             raise RuntimeError("this module was made for prediction: it has no optimizer")
-        optimizer = self.make_optimizer(self.parameters())
-        if self.make_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+        try:
+            optimizer = self.make_optimizer(parameters)
+            return optimizer, self.make_scheduler(optimizer) if self.make_scheduler else None
+        except ValueError as error:  # of a number that torch does not take
+            raise InputError(f"optimizer or scheduler: {error}") from error
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.loggers:
@@ -187,6 +209,50 @@ class GraceModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = self.config  # so that evaluation and prediction need the checkpoint alone
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the settings of this run count, where what Lightning restores was made by those of the checkpoint."""
+        trained = checkpoint[CHECKPOINT_KEY]
+        if any(trained[key] != self.config[key] for key in ("optimizer", "scheduler")):
+            self._apply_settings(checkpoint)
+        if TRAINED in checkpoint and not self.config["callbacks"].get("weight_averaging"):
+            checkpoint["state_dict"] = checkpoint.pop(TRAINED)
+        for state in (checkpoint["state_dict"], checkpoint.get(TRAINED, {})):
+            if state:
+                state |= {"node_class_weight": self.node_class_weight, "edge_class_weight": self.edge_class_weight}
+                state["learned"] = state["learned"] | self.learned.to(state["learned"].device)
+        if judged_anew(trained, self.config):
+            states = checkpoint.get("callbacks", {}).items()
+            best = ("best_model_path", "wait_count")  # of Checkpoint, of EarlyStopping
+            checkpoint["callbacks"] = {key: state for key, state in states if not state.keys() & set(best)}
+
+    def _apply_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Give the optimiser and the schedule the settings that they would have if this run had made all the epochs.
+
+        The optimiser's momenta stay.
+        """
+        trained, epochs = checkpoint[CHECKPOINT_KEY], whole_epochs(checkpoint)
+        before, now = (config["optimizer"].get("_target_") for config in (trained, self.config))
+        if before != now:
+            raise InputError(f"optimizer: {now} cannot go on from the state of {before}; leave it, or ckpt_path, out")
+        (saved,) = checkpoint["optimizer_states"]
+        # The settings do not depend on the weights: one weight stands for those of each group.
+        weights = [torch.zeros(1, requires_grad=True) for _ in saved["param_groups"]]
+        optimizer, schedule = self._make_optimizer([{"params": [weight]} for weight in weights])
+        for weight in weights:
+            weight.grad = torch.zeros(1)
+        optimizer.step()
+        needed = {name for state in optimizer.state.values() for name in state}
+        if lacking := sorted(needed.difference(*saved["state"].values()) if saved["state"] else ()):
+            raise InputError(f"optimizer: needs {', '.join(lacking)} of all steps before, which was not kept")
+        try:
+            for _ in range(epochs if schedule else 0):
+                schedule.step()  # type: ignore[union-attr]
+        except ValueError as error:  # of a schedule that has an end
+            raise InputError(f"scheduler: does not go on after {epochs} epochs ({error})") from error
+        for group, new in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+            group |= {**new, "params": group["params"]}
+        checkpoint["lr_schedulers"] = [schedule.state_dict()] if schedule else []
 
     def on_train_epoch_start(self) -> None:
         self._start, self._rate = time.perf_counter(), float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
@@ -243,14 +309,14 @@ class GraceModule(pl.LightningModule):
         self.log_dict(losses, sync_dist=True)
         self.log("step", float(self.current_epoch), sync_dist=True)  # Lightning's name for the loggers' x axis
 
-    def _expect_finite_losses(self, stage: str) -> None:
-        """Name the images of the first step whose loss is not finite; in every process."""
+    def _expect_finite_losses(self, stage: str, since: int = 0) -> None:
+        """Name the images of the first step of an epoch, from one on, whose loss is not finite; in every process."""
         if not self._losses[stage]:
             return
-        losses = self._mean_over_processes(torch.stack(self._losses[stage])[:, 0])
+        losses = self._mean_over_processes(torch.stack([row[0] for row in self._losses[stage][since:]]))
         if losses.isfinite().all():
             return
-        step = int((~losses.isfinite()).nonzero()[0])
+        step = since + int((~losses.isfinite()).nonzero()[0])
         found = [(float(self._losses[stage][step][0]), self._names[stage][step])] * self.trainer.world_size
         if len(found) > 1:
             distributed.all_gather_object(found, found[0])
@@ -264,6 +330,23 @@ class GraceModule(pl.LightningModule):
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.trainer.strategy.reduce(value.clone()))  # which works in place
+
+
+def whole_epochs(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many epochs a checkpoint has had."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+JUDGED_BY = (
+    *("callbacks.checkpoint.monitor", "callbacks.checkpoint.mode"),
+    *(f"data.{name}" for name in ("image_dir", "grace_dir", "valid_image_dir", "valid_grace_dir")),
+)
+"""Settings that make the score of an epoch."""
+
+
+def judged_anew(trained: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Return which settings of two configurations make the scores of their epochs incomparable."""
+    return [key for key in JUDGED_BY if selected(trained, key) != selected(config, key)]
 
 
 def margin(logits: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class Statistics(Features):
         self.patch_size = max(1, round(patch * scale))
 
     def of_image(self, image: Tensor, pos: Tensor, augment: OnPatches | None, seed: int) -> Tensor:
+        if not len(pos):
+            return image.new_zeros(0, 4)
         parts = []
         for part in torch.split(pos, max(1, CHUNK_BYTES // (4 * self.patch_size**2))):
             patches = crop_patches(image, part, self.patch_size)

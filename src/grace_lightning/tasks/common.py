@@ -1,16 +1,20 @@
 """What several commands need."""
 
 import logging
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
+from grace_lightning.config import selected
+from grace_lightning.data import TRAINED_ON
 from grace_lightning.errors import InputError
 from grace_lightning.files import one_line
 from grace_lightning.stopping import Stopped, until_stopped
@@ -39,6 +43,7 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*is deprecated.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a run goes on without one of them
         "Checkpoint directory .* exists and is not empty.*",  # of a run that goes on in its folder
         "Detected pickle protocol.*",  # of a file that is refused anyway
     ):
@@ -81,3 +86,38 @@ def exit_if_failed(command: str, failures: Mapping[str, str], stopped: Stopped |
         raise stopped
     if failures:
         sys.exit(1)
+
+
+def on_devices(trainer: Config, make: Callable[[], T]) -> T:
+    """Return what ``make`` makes, a Trainer or a Fabric; raise an :class:`InputError` if there are no such devices."""
+    given = ", ".join(
+        f"trainer.{key}={trainer[key]}" for key in ("accelerator", "devices", "precision") if key in trainer
+    )
+    try:
+        made: Any = make()
+    except InputError:
+        raise
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:  # whatever Lightning raises
+        raise InputError(f"{given}: {one_line(error)}") from error
+    most = 2 * (os.cpu_count() or 1)
+    if made.strategy.root_device.type == "cpu" and getattr(made.strategy, "num_processes", 1) > most:
+        raise InputError(
+            f"{given}: one process for each, expected at most {most}, twice the processors of this machine"
+        )
+    return cast(T, made)
+
+
+def other_pixel_size(trained: Iterable[Config], size: float | None) -> str | None:
+    """Say that images of ``size`` Angstrom per pixel are unlike those that a network was trained on; None if not.
+
+    ``trained`` are the configurations in checkpoints; those before this was kept say nothing.
+    """
+    for config in trained:
+        before = selected(config, f"{TRAINED_ON}.pixel_size")
+        if size and isinstance(before, int | float) and before > 0 and max(size / before, before / size) > 1.2:
+            scale = config["features"]["scale"]
+            return (
+                f"{size:.4g} Angstrom per pixel, but the network was trained with {before:.4g}; if that is right, "
+                f"filaments are not {scale:g} pixels wide here: give features.scale={scale * before / size:.3g}"
+            )
+    return None

@@ -1,5 +1,6 @@
 """``grace-evaluate``, and the scores at the end of ``grace-train``."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from rich.table import Table
 
 from grace_lightning import figures
 from grace_lightning.config import build, check_value
-from grace_lightning.data import GraceDataModule, GraceDataset
-from grace_lightning.errors import InputError
+from grace_lightning.data import GraceDataModule, GraceDataset, dealt_before
+from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import short, write_json
 from grace_lightning.graph import Filament, Sample
+from grace_lightning.io import pixel_size
 from grace_lightning.metrics import (
     SCORES,
     Outcomes,
@@ -34,7 +36,7 @@ from grace_lightning.metrics import (
 )
 from grace_lightning.module import GraceModule
 from grace_lightning.predictor import Predictor, Probabilities
-from grace_lightning.tasks.common import Config, plain, quiet_lightning
+from grace_lightning.tasks.common import Config, on_devices, other_pixel_size, plain, quiet_lightning
 from grace_lightning.tasks.predict import load_predictor
 
 Metrics = dict[str, Any]
@@ -60,7 +62,13 @@ def evaluate(cfg: DictConfig) -> Metrics:
     predictor = load_predictor(config)
     brush, pictures = drawing(config, predictor.scale)
     datasets = [_infer_images(config, predictor, module) for module in predictor.networks]
-    device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
+    chosen = {key: config["trainer"][key] for key in ("accelerator", "devices")}
+    device = on_devices(config["trainer"], lambda: Fabric(**chosen)).device
+    if config["features"]["scale"] is None:
+        for source in datasets[0].sources:
+            if other := other_pixel_size(predictor.configs, pixel_size(source.image)):
+                warnings.warn(f"{source.name}: {other}", InputWarning, stacklevel=2)
+                break
     run_dir, console = Path(config["run_dir"]), Console()
     result = evaluate_infer(predictor.to(device), datasets, brush, run_dir, console, pictures)
     print_scores(console, {"infer": result})
@@ -76,7 +84,8 @@ def _infer_images(config: Config, predictor: Predictor, module: GraceModule) -> 
         # One folder to split in training, another one to score now: the split is over.
         data |= {"image_dir": None, "grace_dir": None, "infer_grace_dir": config["data"]["infer_grace_dir"]}
     as_trained = predictor.scale == module.features.scale
-    datamodule: GraceDataModule = build(data, "data", sigma=module.features.sigma if as_trained else None)
+    at_run_time = {"sigma": module.features.sigma if as_trained else None, "dealt": dealt_before(module.config)}
+    datamodule: GraceDataModule = build(data, "data", **at_run_time)
     datamodule.setup("predict")
     if not datamodule.sources["infer"]:
         raise InputError("data.infer_image_dir is not set, and the checkpoint was trained without inference images")

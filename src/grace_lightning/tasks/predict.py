@@ -36,7 +36,16 @@ from grace_lightning.files import (
 )
 from grace_lightning.predictor import Findings, Predictor, Prepared
 from grace_lightning.stopping import end_with_parent
-from grace_lightning.tasks.common import Config, each_image, exit_if_failed, expect_keys, plain, quiet_lightning
+from grace_lightning.tasks.common import (
+    Config,
+    each_image,
+    exit_if_failed,
+    expect_keys,
+    on_devices,
+    other_pixel_size,
+    plain,
+    quiet_lightning,
+)
 
 T = TypeVar("T")
 
@@ -124,7 +133,8 @@ def predict(cfg: DictConfig) -> None:
 
     # Each process has listed the images before any of them writes a result: launching waits for all.
     keys = ("accelerator", "strategy", "devices", "num_nodes", "precision")
-    fabric = Fabric(**{key: config["trainer"][key] for key in keys if key in config["trainer"]})
+    chosen = {key: config["trainer"][key] for key in keys if key in config["trainer"]}
+    fabric = on_devices(config["trainer"], lambda: Fabric(**chosen))
     if getattr(rank_zero_only, "rank", 0) > 0:
         end_with_parent()
     if wanted:
@@ -184,6 +194,9 @@ def predict(cfg: DictConfig) -> None:
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
         told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, tiff_origin) for pair in files) else ""
         print(told)
+    unlike = (f"{name}: {other}" for name, size in done.items() if (other := other_pixel_size(predictor.configs, size)))
+    if config["features"]["scale"] is None and (first := next(unlike, None)):
+        _warn(first)
     lacking = sorted(name for name, size in done.items() if size is None)
     if lacking and (export.star or export.cbox):
         _warn(

@@ -5,26 +5,28 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import hparams
 
+from grace_lightning.config import differing, selected
 from grace_lightning.data import GraceDataModule
 from grace_lightning.errors import InputError
-from grace_lightning.files import one_line, replacing, write_json
+from grace_lightning.files import one_line, replacing, short, some, write_json
 from grace_lightning.legacy import key_of, render
 from grace_lightning.sweeps import flat_metrics
-from grace_lightning.tasks.common import Config
+from grace_lightning.tasks.common import Config, plain
 
 PACKAGES = (
     *("grace-lightning", "torch", "pytorch-lightning", "torch-geometric", "torchmetrics", "torchvision", "timm"),
@@ -90,13 +92,69 @@ def git_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def resume_command(checkpoint: str) -> str:
-    """Return the command that goes on from a checkpoint: with the overrides of this run, and no others."""
+def _typed() -> list[str]:
+    """Return the overrides of this run but for ``ckpt_path``; none if it was called from Python."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [word for word in overrides if word.partition("=")[0].lstrip("+") != "ckpt_path"]
-    plain = all(letter.isalnum() or letter in "/._-:" for letter in checkpoint)
-    given = checkpoint if plain else render(checkpoint)
-    return shlex.join(["grace-train", f"ckpt_path={given}", *kept])
+    return [word for word in overrides if key_of(word) != "ckpt_path"]
+
+
+def resume_command(checkpoint: str, others: Sequence[str] = ()) -> str:
+    """Return the command that goes on from a checkpoint: with ``others`` and the overrides of this run."""
+    simple = all(letter.isalnum() or letter in "/._-:" for letter in checkpoint)
+    given = checkpoint if simple else render(checkpoint)
+    typed = _typed()
+    keys = {"ckpt_path", *map(key_of, typed)}
+    return shlex.join(["grace-train", f"ckpt_path={given}", *(w for w in others if key_of(w) not in keys), *typed])
+
+
+SHAPING = (
+    *("data", "features", "model", "augment", "module", "optimizer", "scheduler", "seed", "trainer"),
+    *("callbacks.checkpoint", "callbacks.early_stopping", "callbacks.weight_averaging"),
+)
+"""Groups whose values shape a training."""
+
+NOT_SHAPING = (
+    *("data.num_workers", "data.cache_gib", "features.cache_dir", "trainer.accelerator", "trainer.strategy"),
+    *("trainer.deterministic", "trainer.log_every_n_steps", "trainer.num_sanity_val_steps"),
+    "trainer.enable_model_summary",
+)
+"""Keys in them that do not."""
+
+
+def expect_typed(path: Path, trained: Config, cfg: DictConfig) -> None:
+    """Raise an :class:`InputError` if a run that goes on has other settings than the checkpoint, which nobody typed.
+
+    It prints the command with the settings that the checkpoint's run was given. A reference to another key, such as
+    ``${trainer.max_epochs}``, follows that key. From Python, everything counts as typed.
+    """
+    if not HydraConfig.initialized():
+        return
+    config = plain(cfg)
+    differ = [key for name in SHAPING for key in differing(selected(trained, name), selected(config, name), name)]
+    given = [key_of(word) for word in _typed()]
+    changed = [key for key in differ if not (_covered(key, given) or key in NOT_SHAPING or _refers(cfg, key))]
+    if not changed:
+        return
+    file = path.parent.parent / ".hydra" / "overrides.yaml"
+    own: list[str] = []
+    with suppress(Exception):  # whatever is in that file
+        own = [str(word) for word in cast(list[Any], OmegaConf.to_container(OmegaConf.load(file), resolve=False))]
+    own += [f"{key}={render(selected(trained, key))}" for key in changed if not _covered(key, map(key_of, own))]
+    command = resume_command(short(path), own)
+    raise InputError(
+        f"ckpt_path: {path} was trained with another {some(changed)}, which this command does not give; to go on with "
+        f"the settings of that run: {command} (to change one of them, type it)"
+    )
+
+
+def _covered(key: str, given: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{one}.") for one in given)
+
+
+def _refers(cfg: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)
 
 
 COMPARED = {"average_precision": "AP", "f1": "F1", "f1_50": "F1_50", "mean_best_iou": "IoU"}

@@ -2,13 +2,14 @@
 
 import shlex
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
@@ -17,20 +18,33 @@ from rich.console import Console
 from rich.progress import track
 
 from grace_lightning.augment import Augmentation
-from grace_lightning.callbacks import Pruning, SeedEpochs, StopOnSignal, WholeFiles
-from grace_lightning.checkpoint import build_linker, build_module, read_checkpoint, resume, whole_epochs
+from grace_lightning.callbacks import FreeMemory, Pruning, SeedEpochs, StopOnSignal, WholeFiles
+from grace_lightning.checkpoint import (
+    build_linker,
+    build_module,
+    expect_same_network,
+    read_checkpoint,
+    read_run,
+    resume,
+)
 from grace_lightning.config import build, check, check_value
-from grace_lightning.data import GraceDataModule, GraphData
+from grace_lightning.data import TRAINED_ON, GraceDataModule, GraphData, dealt_before
 from grace_lightning.errors import InputError, InputWarning, LossError
-from grace_lightning.files import counted, one_line, short
+from grace_lightning.files import DISK_ERRORS, counted, one_line, short
 from grace_lightning.metrics import outcomes_of
-from grace_lightning.module import GraceModule
+from grace_lightning.module import CHECKPOINT_KEY, GraceModule, whole_epochs
 from grace_lightning.predictor import Predictor
 from grace_lightning.stopping import Stopped, stopping_on_signals
 from grace_lightning.sweeps import check_objective, in_sweep
-from grace_lightning.tasks.common import Config, plain, quiet_lightning
+from grace_lightning.tasks.common import Config, on_devices, plain, quiet_lightning
 from grace_lightning.tasks.evaluate import Metrics, drawing, evaluate_infer, print_scores, score
-from grace_lightning.tasks.record import log_best_metrics, log_hyperparameters, resume_command, write_record
+from grace_lightning.tasks.record import (
+    expect_typed,
+    log_best_metrics,
+    log_hyperparameters,
+    resume_command,
+    write_record,
+)
 
 
 def train(cfg: DictConfig) -> Metrics:
@@ -38,38 +52,51 @@ def train(cfg: DictConfig) -> Metrics:
 
     Return metrics by set, ``valid`` and ``infer``; none in a process that helped another one.
     """
-    config = plain(cfg)
-    check_value(config["seed"], int, "seed")
-    check_value(config["ckpt_path"], str | None, "ckpt_path")
-    check({"trainer": config["trainer"], **config}, "")  # the trainer first: other nodes refer to its values
-    quiet_lightning()
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    with stopping_on_signals(first=getattr(rank_zero_only, "rank", 0) == 0):
+    with stopping_on_signals(first=getattr(rank_zero_only, "rank", 0) == 0), _full_disks_told_once():
+        config = plain(cfg)
         try:
+            check_value(config["seed"], int, "seed")
+            check_value(config["ckpt_path"], str | None, "ckpt_path")
+            check({"trainer": config["trainer"], **config}, "")  # the trainer first: other nodes refer to its values
+            quiet_lightning()
+            earlier = None
+            if path := config["ckpt_path"]:
+                earlier = read_run(path)
+                expect_typed(Path(path), earlier[CHECKPOINT_KEY], cfg)
+                expect_same_network(path, earlier, config)
+            pl.seed_everything(config["seed"], workers=True, verbose=False)
             with _own_wandb_run():
-                return _train(config)
+                return _train(config, earlier)
         except Stopped as stop:
             print(f"grace-train: {_how_to_go_on(stop, config)}", file=sys.stderr)
             sys.exit(128 + stop.signal)
+        except OSError as error:  # of pictures, logs and whatever else libraries write
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise InputError(f"{error.filename or config['run_dir']}: cannot be written ({error.strerror})") from error
 
 
-def _train(config: Config) -> Metrics:
+def _train(config: Config, earlier: Config | None) -> Metrics:
+    """Train as configured; ``earlier`` is what is in the checkpoint to go on from."""
     run_dir = Path(config["run_dir"])
     features = build(config["features"], "features")
     augment, views = build_augmentation(config["augment"])
     at_run_time = {"sigma": features.sigma, "augment": augment, "views": views if features.frozen else None}
+    at_run_time["dealt"] = dealt_before(earlier[CHECKPOINT_KEY], config["ckpt_path"]) if earlier else None
     datamodule: GraceDataModule = build(config["data"], "data", **at_run_time)
     module = build_module(config, features, augment.patches)
     linker = build_linker(config["link"], config)
     brush, pictures = drawing(config, config["features"]["scale"])
     trainer = _build_trainer(config)
-    resumed = resume(config["ckpt_path"], config, _checkpoint_dir(config)) if config["ckpt_path"] else None
+    if earlier:
+        module.on_load_checkpoint(earlier)  # what it refuses is said now, not after the images are read
 
     datamodule.prepare_data()
     console = Console(quiet=not trainer.is_global_zero)
     if not trainer.is_global_zero:
         warnings.simplefilter("ignore", InputWarning)  # the first process has said it
     datamodule.setup("fit")
+    resumed = resume(config["ckpt_path"], config, _checkpoint_dir(config)) if earlier else None
     check_objective(config["objective"], infer=bool(datamodule.sources["infer"]))
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
     module.fit_to(_read_all(datamodule, "train", console))
@@ -79,6 +106,7 @@ def _train(config: Config) -> Metrics:
     if trainer.is_global_zero:
         write_record(config, run_dir, datamodule)
         log_hyperparameters(trainer, config)
+    module.config[TRAINED_ON] = datamodule.described()
     console.print(describe_size(module), highlight=False)
     try:
         trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
@@ -111,6 +139,22 @@ def _train(config: Config) -> Metrics:
 
 
 @contextmanager
+def _full_disks_told_once() -> Iterator[None]:
+    """Let TensorBoard's writer, a thread, not print a traceback: the next call that it is given raises the same."""
+    before = threading.excepthook
+
+    def told(failed: Any) -> None:
+        if getattr(failed.exc_value, "errno", None) not in DISK_ERRORS:
+            before(failed)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def _own_wandb_run() -> Iterator[None]:
     """End the run of wandb with ours: in a sweep the next run would go on with it."""
     try:
@@ -131,17 +175,13 @@ def _build_trainer(config: Config) -> pl.Trainer:
             raise
         except Exception as error:  # whatever a service's own package raises
             raise InputError(f"logger.{name}: {one_line(error)}") from error
-    try:
-        trainer: pl.Trainer = build(
-            config["trainer"],
-            "trainer",
-            callbacks=[SeedEpochs(config["seed"]), StopOnSignal(), *callbacks],
-            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-            logger=loggers or False,
-            plugins=[WholeFiles()],
-        )
-    except MisconfigurationException as error:
-        raise InputError(f"trainer: {error}") from error
+    at_run_time = {
+        "callbacks": [SeedEpochs(config["seed"]), StopOnSignal(), FreeMemory(), *callbacks],
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+        "logger": loggers or False,
+        "plugins": [WholeFiles()],
+    }
+    trainer: pl.Trainer = on_devices(config["trainer"], lambda: build(config["trainer"], "trainer", **at_run_time))
     strategy = str(config["trainer"].get("strategy", "auto"))
     if in_sweep() and trainer.world_size > 1 and "spawn" not in strategy:
         raise InputError(
