@@ -121,3 +121,11 @@ def test_networks_trained_at_different_widths_see_what_they_saw_in_training(chec
     assert one.image_shape == (100, 120)
     assert other.image_shape == (200, 240)
     torch.testing.assert_close(other.pos, 2 * one.pos + 0.5)
+
+
+def test_images_are_taken_to_where_the_weights_are(checkpoint, monkeypatch):
+    predictor = Predictor.from_checkpoint(checkpoint).to("meta")  # a device that every machine has
+    seen = []
+    monkeypatch.setattr(GraceModule, "probabilities", lambda self, data: seen.append(data.pos.device.type) or {})
+    predictor.probabilities(predictor.prepare(torch.rand(1, 50, 60), torch.tensor([[10.0, 20.0], [30.0, 40.5]])).data)
+    assert seen == ["meta"]

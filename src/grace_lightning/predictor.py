@@ -169,7 +169,10 @@ class Predictor(nn.Module):
 
     def probabilities(self, data: Sequence[GraphData]) -> dict[str, Tensor]:
         """Return the mean of the networks for one micrograph, given as each network takes it."""
-        said = [module.probabilities(one.to(module.device)) for module, one in zip(self.networks, data, strict=True)]
+        # Not module.device: Lightning does not notice if it is moved as a part of this one.
+        devices = [module.temperature.device for module in self.networks]
+        there = [one.to(device) for one, device in zip(data, devices, strict=True)]
+        said = [module.probabilities(one) for module, one in zip(self.networks, there, strict=True)]
         if not all(values.isfinite().all() for by_head in said for values in by_head.values()):
             raise InputError(
                 "checkpoint: the network gives NaN for probabilities; are its weights as they were trained?"
