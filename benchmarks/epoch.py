@@ -5,13 +5,16 @@
 
 Everything but the images is as ``grace-train`` makes it, batch size, trainer and metrics included; validation,
 checkpoints, progress bar and logger are off. Augmentation turns the images and lays copies of annotated filaments on
-them, which takes time that grows with their size.
+them, which takes time that grows with their size. The memory is what the process holds when the last epoch begins, and
+how much more that is than after the sixth.
 """
 
 import argparse
+import resource
 import statistics
 import time
 import warnings
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +25,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 from torch_geometric.loader import DataLoader
 
+from grace_lightning.callbacks import FreeMemory
 from grace_lightning.checkpoint import build_module
 from grace_lightning.config import build
 from grace_lightning.data import EpochSampler, GraceDataset
@@ -37,14 +41,17 @@ ORIGINAL = {"gcn": 0.81, "gat": 1.45}
 
 
 class EpochClock(pl.Callback):
-    """CPU time at the start of every epoch and at the end of the last."""
+    """CPU time and memory at the start of every epoch and at the end of the last."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
+        self.memory: list[float] = []  # MB
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the time."""
+        """Note the time, and the memory that is in use."""
         self.ticks.append(time.process_time())
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.memory.append(pages * resource.getpagesize() / 1e6)
 
     on_train_end = on_train_epoch_start
 
@@ -58,8 +65,8 @@ def random_sample(number: int, nodes: int, size: int) -> Sample:
     return with_truth(Sample(f"random_{number}", torch.randn(1, size, size, generator=generator), graph, annotation))
 
 
-def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> list[float]:
-    """Return CPU seconds of each epoch."""
+def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> tuple[list[float], list[float]]:
+    """Return CPU seconds of each epoch, and the memory at the start of each, MB."""
     keys = [f"model={model}", f"augment={augment}", f"trainer.max_epochs={WARM_UP + epochs}"]
     config = OmegaConf.to_container(compose("train", "features=statistics", "run_dir=.", *keys), resolve=True)
     pl.seed_everything(config["seed"], verbose=False)
@@ -70,10 +77,11 @@ def measure(model: str, augment: str, samples: list[Sample], epochs: int) -> lis
     module.fit_to(dataset.graph(k) for k in range(len(dataset)))
     clock = EpochClock()
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = build(config["trainer"], "trainer", callbacks=[clock], **off)
+    trainer = build(config["trainer"], "trainer", callbacks=[FreeMemory(), clock], **off)
     sampler = EpochSampler(dataset, config["seed"], lambda: trainer.current_epoch, shuffle=True)
     trainer.fit(module, DataLoader(dataset, config["data"]["batch_size"], sampler=sampler))
-    return [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)][WARM_UP:]
+    seconds = [after - before for before, after in zip(clock.ticks, clock.ticks[1:], strict=False)]
+    return seconds[WARM_UP:], clock.memory
 
 
 def main() -> None:
@@ -89,13 +97,14 @@ def main() -> None:
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*no `val_dataloader`.*")
     samples = [random_sample(k, args.nodes, args.size) for k in range(args.images)]
-    table = Table("model", "augment", "CPU s per epoch", "least", "most", "goal", "the original")
+    table = Table("model", "augment", "CPU s per epoch", "least", "most", "goal", "the original", "MB", "more")
     for model in args.models:
         for augment in args.augment:
-            times = measure(model, augment, samples, args.epochs)
+            times, memory = measure(model, augment, samples, args.epochs)
             summary = [f"{pick(times):.3f}" for pick in (statistics.median, min, max)]
             known = [str(values.get(model, "-")) for values in (GOAL, ORIGINAL)]
-            table.add_row(model, augment, *summary, *known)
+            held = f"{memory[-1]:.0f}", f"{memory[-1] - memory[min(6, len(memory) - 1)]:+.0f}"
+            table.add_row(model, augment, *summary, *known, *held)
     Console().print(table)
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from grace_lightning import cli
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
@@ -35,6 +37,7 @@ COMMANDS = sorted({command for page in PAGES for command in commands(page) if co
 def test_commands_fit_the_configuration(command):
     name, *arguments = shlex.split(command, comments=True)
     overrides = [a.replace("=...", "=x") for a in arguments if a[0] == "~" or (a[0] != "-" and "=" in a)]
+    overrides = [cli._readable(o, in_sweep=True) for o in overrides]
     overrides = [re.sub(r"^([\w/.]+=\w+),.*", r"\1", o) for o in overrides if not o.endswith("=mine")]
     if any(o.startswith(("experiment=optuna", "hydra/launcher=")) for o in overrides):
         pytest.importorskip("optuna")

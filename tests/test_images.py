@@ -17,8 +17,9 @@ from helpers import LINES, line_scene
 from scipy.ndimage import binary_erosion
 
 from grace_lightning import io
+from grace_lightning.clean import blank, mended
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.flatten import blank, flatten_image, mended
+from grace_lightning.flatten import flatten_image
 from grace_lightning.raster import draw_path
 from grace_lightning.ridges import RidgeDetector, better_fit
 

@@ -372,6 +372,13 @@ def test_images_that_fail_are_named_and_do_not_stop_the_rest(predicted, data):
     assert set(pd.read_csv("out/filaments.csv")["image"]) == set(NAMES)
 
 
+def test_a_folder_whose_record_cannot_be_read_is_somebody_elses(tmp_path):
+    (tmp_path / "a.grace").mkdir()
+    (tmp_path / "a.grace/metadata.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"a\.grace: .*grace-predict did not write it"):
+        task.read_record(tmp_path, "a")
+
+
 # ---- few detections, few filaments ----------------------------------------------------------------------------------
 
 

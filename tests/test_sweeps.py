@@ -197,6 +197,11 @@ class TestOptuna:
         assert "'grace' in sqlite:///runs/optuna.db has 3 trials with other overrides (seed=1)" in err
         assert table is None
 
+    def test_what_optuna_refuses_is_named(self, sweep):
+        status, _, err, _ = sweep("experiment=optuna", *GCN, "hydra.sweeper.sampler.seed=-5")
+        assert status == 2
+        assert "hydra.sweeper.sampler: Seed must be between 0 and" in err
+
     def test_bad_trials_are_stopped(self, sweep, monkeypatch):
         """Of four runs, two are never stopped; two are worse and stop after the first epoch."""
         from grace_lightning.callbacks import Pruning

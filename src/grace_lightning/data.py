@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
@@ -251,6 +251,22 @@ def dealt_before(trained: Mapping[str, Any], path: str | Path = "checkpoint") ->
     check_value(names, dict[Literal["train", "valid", "infer"], list[str]], f"{path}: {TRAINED_ON}.split")
     data = trained["data"]
     return Dealt(data["image_dir"], data.get("split"), data.get("split_seed"), names)
+
+
+def other_pixel_size(trained: Iterable[Mapping[str, Any]], size: float | None) -> str | None:
+    """Say that images of ``size`` Angstrom per pixel are unlike those that a network was trained on; None if not.
+
+    ``trained`` are the configurations in checkpoints; those before this was kept say nothing.
+    """
+    for config in trained:
+        before = selected(config, f"{TRAINED_ON}.pixel_size")
+        if size and isinstance(before, int | float) and before > 0 and max(size / before, before / size) > 1.2:
+            scale = config["features"]["scale"]
+            return (
+                f"{size:.4g} Angstrom per pixel, but the network was trained with {before:.4g}; if that is right, "
+                f"filaments are not {scale:g} pixels wide here: give features.scale={scale * before / size:.3g}"
+            )
+    return None
 
 
 class GraceDataModule(pl.LightningDataModule):

@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from grace_lightning.checkpoint import Checkpoints, Config, build_linker, checkpoint_paths, load_module, same_in_all
+from grace_lightning.clean import cleaned
 from grace_lightning.config import check_value
 from grace_lightning.data import GraphData, graph_data
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.features.crops import node_patches
-from grace_lightning.flatten import cleaned, flattened, magnified
+from grace_lightning.flatten import flattened, magnified
 from grace_lightning.graph import (
     HEADS,
     NODE_HEADS,

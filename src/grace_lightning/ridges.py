@@ -14,8 +14,9 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
+from grace_lightning.clean import blank, mended
 from grace_lightning.errors import InputError
-from grace_lightning.flatten import blank, flatten_image, mended
+from grace_lightning.flatten import flatten_image
 from grace_lightning.raster import Bools, Ints, values_at
 
 Floats = NDArray[np.float32]

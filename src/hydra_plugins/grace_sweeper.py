@@ -100,7 +100,12 @@ class OptunaSweeper(Sweeper):
             print(f"study {self.study_name}: {valued} trials done, {left} to go (hydra.sweeper.n_trials)")
         seed = self.sampler.get("seed")
         moved = {} if seed is None else {"seed": seed + len(study.trials)}  # the same seed would propose the same again
-        study.sampler = build(dict(self.sampler) | moved, "hydra.sweeper.sampler")
+        try:
+            study.sampler = build(dict(self.sampler) | moved, "hydra.sweeper.sampler")
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"hydra.sweeper.sampler: {one_line(error)}") from error
         return study, left
 
     def _read_space(self, arguments: list[str]) -> tuple[list[str], list[tuple[str, Override]]]:

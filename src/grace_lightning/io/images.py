@@ -22,9 +22,11 @@ from mrcfile.utils import data_dtype_from_header
 from numpy.typing import NDArray
 from torch import Tensor
 
+from grace_lightning.clean import cleaned
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import MAX_GIB, expect_room, reading
-from grace_lightning.flatten import cleaned
+
+logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # it remarks on what it then refuses
 
 IMAGE_SUFFIXES = (".mrc", ".mrc.gz", ".mrc.bz2", ".tif", ".tiff", ".png")
 """What names of image files end in, in capitals or not."""
@@ -62,7 +64,7 @@ def read_image(
     Of a stack, ``frame`` is the index from 0, or ``"mean"`` for the mean of all; a single image is a stack of one. Of
     an MRC or an uncompressed TIFF file only the wanted frame is read. Colours become luminance, alpha is dropped, and
     colour planes of a TIFF file that are stored apart count as frames. What is no signal becomes the mean or the median
-    of what is, with an :class:`InputWarning`, see :func:`grace_lightning.flatten.cleaned`.
+    of what is, with an :class:`InputWarning`, see :func:`grace_lightning.clean.cleaned`.
 
     It is an error if more than ``max_gib`` GiB would have to be unpacked. ``group`` is where the command has these two
     keys: ``data.`` in training.

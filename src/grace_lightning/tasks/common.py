@@ -8,13 +8,10 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from grace_lightning.config import selected
-from grace_lightning.data import TRAINED_ON
 from grace_lightning.errors import InputError
 from grace_lightning.files import one_line
 from grace_lightning.stopping import Stopped, until_stopped
@@ -71,6 +68,8 @@ def each_image(
                 failures[name] = one_line(error)
             except OSError as error:
                 failures[name] = f"{error.filename or name}: {error.strerror or error}"
+            except UnicodeEncodeError:
+                failures[name] = f"{name}: this name, or that of a folder, is not in UTF-8; rename it"
             except Exception:
                 failures[name] = f"{name}: a bug, please report it\n{traceback.format_exc()}"
     except Stopped as stopped:
@@ -90,6 +89,8 @@ def exit_if_failed(command: str, failures: Mapping[str, str], stopped: Stopped |
 
 def on_devices(trainer: Config, make: Callable[[], T]) -> T:
     """Return what ``make`` makes, a Trainer or a Fabric; raise an :class:`InputError` if there are no such devices."""
+    from lightning_fabric.utilities.exceptions import MisconfigurationException  # slow, and some commands do without
+
     given = ", ".join(
         f"trainer.{key}={trainer[key]}" for key in ("accelerator", "devices", "precision") if key in trainer
     )
@@ -105,19 +106,3 @@ def on_devices(trainer: Config, make: Callable[[], T]) -> T:
             f"{given}: one process for each, expected at most {most}, twice the processors of this machine"
         )
     return cast(T, made)
-
-
-def other_pixel_size(trained: Iterable[Config], size: float | None) -> str | None:
-    """Say that images of ``size`` Angstrom per pixel are unlike those that a network was trained on; None if not.
-
-    ``trained`` are the configurations in checkpoints; those before this was kept say nothing.
-    """
-    for config in trained:
-        before = selected(config, f"{TRAINED_ON}.pixel_size")
-        if size and isinstance(before, int | float) and before > 0 and max(size / before, before / size) > 1.2:
-            scale = config["features"]["scale"]
-            return (
-                f"{size:.4g} Angstrom per pixel, but the network was trained with {before:.4g}; if that is right, "
-                f"filaments are not {scale:g} pixels wide here: give features.scale={scale * before / size:.3g}"
-            )
-    return None

@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 from grace_lightning import figures, io
 from grace_lightning.checkpoint import checkpoint_paths
 from grace_lightning.config import build, check_value
+from grace_lightning.data import other_pixel_size
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import (
     counted,
@@ -42,7 +43,6 @@ from grace_lightning.tasks.common import (
     exit_if_failed,
     expect_keys,
     on_devices,
-    other_pixel_size,
     plain,
     quiet_lightning,
 )
@@ -346,7 +346,7 @@ def read_record(out_dir: Path, name: str) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     record = None
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
         record = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get(RECORD)
     if not isinstance(record, dict):
         raise InputError(f"{folder}: is there already, and grace-predict did not write it; choose another out_dir")
