@@ -18,6 +18,7 @@ ORDER = [
         "raster",
         "graph",
         "truth",
+        "clean",
         "flatten",
         "io",
         "simulate",
