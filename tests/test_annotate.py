@@ -157,7 +157,7 @@ def test_a_mask_file_goes_before_an_earlier_annotation(tmp_path):
     ("folder", "message"),
     [
         ("twice", "twice: a.png, a_mask.tif may each be the mask of a, expected one"),
-        ("images", "images: no mask for any of the 1 images, expected files such as a_mask.tif"),
+        ("images", "images: no mask for any of 1 image, expected files such as a_mask.tif"),
         ("nowhere", "nowhere: no such folder"),
     ],
 )

@@ -196,7 +196,9 @@ def test_what_is_done_is_skipped_unless_told_otherwise(again):
     assert "(3 done before, overwrite=true does them anew)" in out
     status, _, err = again("export.spacing=20")
     assert status == 0
-    assert re.fullmatch("warning: out: 3 images were done with another .*, other settings.*overwrite=true.*\n", err)
+    assert re.fullmatch(
+        "warning: out: done with another .*, other settings.* skipped: 3 images.*overwrite=true.*\n", err
+    )
     assert times() == first
     status, out, err = again("export.spacing=20", "overwrite=true")
     assert (status, err) == (0, "")
@@ -454,7 +456,7 @@ def test_detections_may_lie_elsewhere_and_what_has_no_partner_is_named(predicted
     assert f"no detections for 1 of 2 images, left out: {NAMES[1]}" in err
     assert f"no image for 1 detection files, left out: {NAMES[0]}.cbox" in err
     assert {name for name in made() if name.endswith(".grace")} == {f"{NAMES[2]}.grace"}
-    expect_refusal(predicted(), r"no detections .* for any of the 2 images in .*, such as micrograph_0001\.h5")
+    expect_refusal(predicted(), r"no detections .* for any of 2 images in .*, such as micrograph_0001\.h5")
     expect_refusal(predicted(f"out_dir={data}"), "out_dir: .* is image_dir too")
 
 
@@ -473,7 +475,7 @@ def test_several_files_of_detections_are_asked_for(predicted, data):
     status, _, err = predicted("detections_format=csv", "out_dir=csv")
     assert (status, err.count("no detections for 2 of 3 images")) == (0, 1)
     assert io.read_grace(f"csv/{NAMES[0]}.grace").graph.num_nodes == 3
-    expect_refusal(predicted("detections_format=box"), r"no detections \(\.box\) for any of the 3 images")
+    expect_refusal(predicted("detections_format=box"), r"no detections \(\.box\) for any of 3 images")
     expect_refusal(predicted("detections_format=xml"), "detections_format: 'xml', expected .*'star'")
     for name in NAMES[1:]:
         table.to_csv(data / f"{name}.csv")
@@ -505,13 +507,13 @@ def test_without_a_pixel_size_no_angstrom_is_invented(predicted, data):
 
     status, _, err = predicted()
     assert status == 0
-    assert re.fullmatch(r"warning: pixel_size is not set, and 1 images do not say it.*set pixel_size=.*\n", err)
+    assert re.fullmatch(r"warning: no pixel size is known for 1 image: .*set pixel_size=.*\n", err)
     assert largest_step() == (pytest.approx(SCALE, abs=0.2), False)
     assert pd.read_csv("out/filaments.csv")["length_angstrom"].isna().all()
     given = ["pixel_size=2", "export.spacing=30", f"features.scale={SCALE}", "overwrite=true"]
     status, _, err = predicted(*given)
     assert status == 0
-    assert re.fullmatch(r"warning: out/relion: left out 1 of 1 images, which RELION cannot read \(.*png: .*\n", err)
+    assert re.fullmatch(r"warning: out/relion: left out 1 of 1 image, which RELION cannot read \(.*png: .*\n", err)
     assert largest_step() == (pytest.approx(15, abs=0.2), True)
     summary = pd.read_csv("out/filaments.csv")
     assert summary["length_angstrom"].to_numpy() == pytest.approx(2 * summary["length"].to_numpy(), rel=1e-5)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import MAX_GIB, expect_folder, expect_room, reading, some
+from grace_lightning.files import MAX_GIB, counted, expect_folder, expect_room, reading, some
 from grace_lightning.io.grace import ANNOTATION
 from grace_lightning.io.images import Pixels, errors_raised, png_size, stem
 
@@ -51,7 +51,7 @@ def find_masks(mask_dir: str | Path, images: Sequence[Path]) -> dict[str, Path]:
             masks[name] = files[0] if files else grace
     if not masks:
         expected = f"files such as {min(names)}_mask.tif ({', '.join(MASK_SUFFIXES)}) or folders {min(names)}.grace"
-        raise InputError(f"{mask_dir}: no mask for any of the {len(images)} images, expected {expected}")
+        raise InputError(f"{mask_dir}: no mask for any of {counted(len(images), 'image')}, expected {expected}")
     return masks
 
 

@@ -67,7 +67,9 @@ def find_sources(image_dir: str | Path, grace_dir: str | Path | None = None) -> 
     common = images.keys() & graces.keys()
     if not common:
         names = f"images: {some(images)}; .grace folders: {some(graces) or 'none'}; make them with grace-annotate"
-        raise InputError(f"{grace_dir}: no .grace folder for any of the {len(images)} images in {image_dir}; {names}")
+        raise InputError(
+            f"{grace_dir}: no .grace folder for any of {counted(len(images), 'image')} in {image_dir}; {names}"
+        )
     lacks = (image_dir, images, "images have no .grace folder"), (grace_dir, graces, ".grace folders have no image")
     for folder, found, lack in lacks:
         if alone := sorted(found.keys() - common):

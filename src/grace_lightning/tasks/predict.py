@@ -200,7 +200,7 @@ def predict(cfg: DictConfig) -> None:
     lacking = sorted(name for name, size in done.items() if size is None)
     if lacking and (export.star or export.cbox):
         _warn(
-            f"pixel_size is not set, and {len(lacking)} images do not say it: {some(lacking)}; their segments are one "
+            f"no pixel size is known for {counted(len(lacking), 'image')}: {some(lacking)}; segments are one "
             f"filament width ({predictor.scale:g} pixels) apart and .star has no track length, without which RELION "
             "does not extract helical segments: set pixel_size= (Angstrom) and overwrite=true"
         )
@@ -264,11 +264,12 @@ def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[
         only = config["detections_format"]
         suffixes = io.DETECTION_SUFFIXES if only is None else (f".{only}",)
         raise InputError(
-            f"{detections_dir}: no detections ({', '.join(suffixes)}) for any of the {len(images)} images in "
+            f"{detections_dir}: no detections ({', '.join(suffixes)}) for any of {counted(len(images), 'image')} in "
             f"{image_dir}, such as {lacking[0]}{suffixes[0]}" + (f"; found {some(alone)}" if alone else "")
         )
     if lacking:
-        _warn(f"{detections_dir}: no detections for {len(lacking)} of {len(images)} images, left out: {some(lacking)}")
+        share = f"{len(lacking)} of {counted(len(images), 'image')}"
+        _warn(f"{detections_dir}: no detections for {share}, left out: {some(lacking)}")
     if alone:
         _warn(f"{detections_dir}: no image for {len(alone)} detection files, left out: {some(alone)}")
     files = [io.Source(name, images[name], detections=path) for name, path in found.files.items()]
@@ -292,8 +293,8 @@ def _left_to_do(
             changed.append(source.name)
     if changed:
         _warn(
-            f"{out_dir}: {len(changed)} images were done with another checkpoint, other settings or other input files, "
-            f"and were skipped: {some(changed)}; overwrite=true does them anew"
+            f"{out_dir}: done with another checkpoint, other settings or other input files, and skipped: "
+            f"{counted(len(changed), 'image')}, {some(changed)}; overwrite=true does them anew"
         )
     return failures, wanted
 
@@ -468,5 +469,5 @@ def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
     left_out = io.write_project(out_dir / "relion", done)
     if left_out:
         reasons = some(f"{name}: {reason}" for name, reason in left_out.items())
-        found = f"left out {len(left_out)} of {len(done)} images, which RELION cannot read ({reasons})"
+        found = f"left out {len(left_out)} of {counted(len(done), 'image')}, which RELION cannot read ({reasons})"
         _warn(f"{out_dir / 'relion'}: {found}")
