@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from grace_lightning import Predictor
-from grace_lightning.checkpoint import CHECKPOINT_KEY, checkpoint_paths, load_module, read_checkpoint, resume
+from grace_lightning.checkpoint import (
+    CHECKPOINT_KEY,
+    checkpoint_paths,
+    load_module,
+    read_checkpoint,
+    read_run,
+    resume,
+    upgraded,
+)
 from grace_lightning.errors import InputError
 
 
@@ -141,6 +149,22 @@ def test_checkpoints_of_the_version_before_load(checkpoint, tmp_path):
     new, old = (Predictor.from_checkpoint(path).state_dict() for path in (checkpoint, tmp_path / "old.ckpt"))
     assert new.keys() == old.keys()
     assert all(torch.equal(new[name], old[name]) for name in new)
+
+
+def test_a_split_of_the_version_before_was_dealt_by_the_seed(checkpoint):
+    content = read_checkpoint(checkpoint)
+    data = content[CHECKPOINT_KEY]["data"]
+    data |= {"image_dir": "images", "seed": 3}
+    assert upgraded(content[CHECKPOINT_KEY], {})[0]["data"]["split_seed"] == 0
+    del data["split_seed"]
+    assert upgraded(content[CHECKPOINT_KEY], {})[0]["data"]["split_seed"] == 3
+
+
+@pytest.mark.parametrize("change", [lambda c: c.pop("loops"), lambda c: c["grace_lightning"].update(model=None)])
+def test_a_checkpoint_that_no_training_can_go_on_from_is_refused(change, checkpoint, tmp_path):
+    changed(checkpoint, tmp_path / "bad.ckpt", change)
+    with pytest.raises(InputError, match=r"bad.ckpt: no training can go on from it"):
+        read_run(tmp_path / "bad.ckpt")
 
 
 def test_a_folder_stands_for_the_checkpoints_of_the_runs_in_it(checkpoint, tmp_path):

@@ -195,7 +195,8 @@ class TestKeptSplit:
         config = {"data": {"image_dir": str(folder), "split": [0.7, 0.15, 0.15], "split_seed": 0}}
         again = dealt_before(config | {"trained_on": module.described()})
         assert self.sets(folder, again)[1] == one
-        assert dealt_before(config) is None
+        assert self.sets(folder, dealt_before(config))[1] == one  # of a version that did not keep the names
+        assert dealt_before({"data": {"image_dir": None}}) is None
         with pytest.raises(InputError, match=r"trained_on.split"):
             dealt_before(config | {"trained_on": {"split": {"train": 3}}})
 

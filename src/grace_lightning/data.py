@@ -240,16 +240,17 @@ class Dealt(NamedTuple):
     image_dir: str
     split: Sequence[float]
     split_seed: int
-    names: Mapping[str, list[str]]  # of the images in each set
+    names: (
+        Mapping[str, list[str]] | None
+    )  # of the images in each set; None: of an earlier version, which did not keep them
 
 
 def dealt_before(trained: Mapping[str, Any], path: str | Path = "checkpoint") -> Dealt | None:
-    """Return what the configuration in the checkpoint ``path`` says of the split, None if it does not."""
-    names = selected(trained, f"{TRAINED_ON}.split")
-    if names is None or not selected(trained, "data.image_dir"):
+    """Return how the configuration in the checkpoint ``path`` split a folder, None if it did not."""
+    data, names = trained["data"], selected(trained, f"{TRAINED_ON}.split")
+    if not data.get("image_dir"):
         return None
-    check_value(names, dict[Literal["train", "valid", "infer"], list[str]], f"{path}: {TRAINED_ON}.split")
-    data = trained["data"]
+    check_value(names, dict[Literal["train", "valid", "infer"], list[str]] | None, f"{path}: {TRAINED_ON}.split")
     return Dealt(data["image_dir"], data.get("split"), data.get("split_seed"), names)
 
 
@@ -381,7 +382,8 @@ class GraceDataModule(pl.LightningDataModule):
         found = {source.name: source for source in sources}
         dealt, here = self.dealt, Path(str(self.image_dir))
         if dealt is not None:
-            known = {name for names in dealt.names.values() for name in names}
+            names_before = dealt.names or _names(split_sources(sources, dealt.split, dealt.split_seed))
+            known = {name for names in names_before.values() for name in names}
             gone, new = sorted(known - found.keys()), sorted(found.keys() - known)
             if 2 * len(gone) > len(known) and here.resolve() != Path(dealt.image_dir).resolve():
                 lacks = f"{here} lacks {len(gone)} of the {len(known)} images of {dealt.image_dir}: {some(gone)}"
@@ -389,19 +391,19 @@ class GraceDataModule(pl.LightningDataModule):
                 dealt = None
         if dealt is None:
             parts = split_sources(sources, self.split, self.split_seed)
-            self.dealt_names = {part: [source.name for source in given] for part, given in parts.items()}
+            self.dealt_names = _names(parts)
             return parts
         for key, was, now in (("split", dealt.split, self.split), ("split_seed", dealt.split_seed, self.split_seed)):
             if was != now:
                 raise InputError(
-                    f"data.{key}: {now}, but {here} is split by {was} already; leave it, or ckpt_path, out"
+                    f"data.{key}: {now}, but {here} is split by {was} already; give data.{key}={was}, or no ckpt_path"
                 )
         if gone:
             _warn(f"data.image_dir: {here} has lost {len(gone)} of {len(known)} images: {some(gone)}")
         if new:
             what = "trained on" if stage == "fit" else "not scored"
             _warn(f"data.image_dir: {here} has {len(new)} new images, which are {what}: {some(new)}")
-        self.dealt_names = {part: list(names) for part, names in dealt.names.items()}
+        self.dealt_names = {part: list(names) for part, names in names_before.items()}
         self.dealt_names["train"] += new if stage == "fit" else []
         parts = {part: [found[n] for n in sorted(names) if n in found] for part, names in self.dealt_names.items()}
         if empty := [part for part in ("train", "valid") if stage == "fit" and not parts[part]]:
@@ -463,6 +465,10 @@ class GraceDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("valid")
+
+
+def _names(sources: Mapping[str, Sequence[Source]]) -> dict[str, list[str]]:
+    return {part: [source.name for source in given] for part, given in sources.items()}
 
 
 def _warn(message: str) -> None:

@@ -118,8 +118,13 @@ def annotate_folder(
         graph = label_by_mask(from_detections(pos, confidence)[0], mask)
         positive = {head: int((graph.label(head) == Label.TRUE_POSITIVE).sum()) for head in ("node", "edge")}
         if better := better_fit(image, pos, mask):
-            remedy = {"mirrored in y": "mask_flip=y", "mirrored in x": "mask_flip=x"}.get(better, "another mask")
-            message = f"{masks[name]}: {better}, it would fit the image far better; use {remedy} and overwrite=true"
+            flip = {"mirrored in y": "y", "mirrored in x": "x"}.get(better)
+            remedy = (
+                f"set mask_flip={flip if mask_flip is None else 'null'}"
+                if flip
+                else "change the file (0 is background)"
+            )
+            message = f"{masks[name]}: {better}, it would fit the image far better; {remedy}, with overwrite=true"
             warnings.warn(message, InputWarning, stacklevel=2)
         elif mask.any() and not positive["node"]:
             message = f"{masks[name]}: none of the {graph.num_nodes} detections is inside; is it this image's mask?"
