@@ -33,7 +33,10 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
             ["bare network", "per_patch", "dense", "dense, 128 x 96", "resnet18", "efficientnet_lite0"],
         )
     ],
-    "fuzz": [("--count 6 --seed 1 --kinds csv 'h5 table' --keep kept", ["csv", "h5 table", "all"])],
+    "fuzz": [
+        ("--count 6 --seed 1 --kinds csv 'h5 table' --keep kept", ["csv", "h5 table", "all"]),
+        ("--count 2 --commands --kinds 'annotate, csv' 'predict, csv'", ["annotate, csv", "predict, csv", "all"]),
+    ],
     "link": [
         (
             "--seeds 30 --tables accuracy costs time --scenes crossing --nodes 60",

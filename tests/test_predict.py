@@ -493,6 +493,12 @@ def test_origins_of_particles_take_the_pixel_size_of_the_image(predicted, data):
     assert found == pytest.approx(table[["x", "y"]].to_numpy(), abs=1e-3)
 
 
+def test_a_file_that_unpacks_to_more_than_the_bound_fails_by_name(predicted):
+    status, _, err = predicted("io.max_gib=1e-5")
+    assert status == 1
+    assert re.findall(r"(micrograph_\d+)\.mrc: holds \S+ GiB of data, .* set io\.max_gib higher", err) == NAMES
+
+
 def test_without_a_pixel_size_no_angstrom_is_invented(predicted, data):
     keep_one(data)
     pixels = mrcfile.read(data / f"{NAMES[0]}.mrc")

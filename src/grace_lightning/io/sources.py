@@ -16,7 +16,7 @@ from grace_lightning.graph import Ints, Sample, expect_inside, from_detections
 from grace_lightning.io.detections import list_detections, read_detections, read_points
 from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, pixel_size, read_image, stem
-from grace_lightning.io.relion import TiffOrigin, counts_from_bottom, mirrored
+from grace_lightning.io.relion import TiffOrigin, counts_from_bottom, mirrored, y_from_top
 from grace_lightning.truth import with_truth
 
 TOLERANCE_PX = 1e-2
@@ -32,6 +32,28 @@ class Source:
     grace: Path | None = None
     detections: Path | None = None
     instances: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read that people made with other programs."""
+
+    tiff_origin: TiffOrigin = "bottom"  # see :func:`grace_lightning.io.counts_from_bottom`
+    max_gib: float = MAX_GIB  # GiB that a file may unpack to
+
+    def points(
+        self, detections: Path, image: Path, shape: tuple[int, int], pixel_size: float | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return positions, (N, 2) with y from the top, and scores as :func:`read_points` does.
+
+        ``shape`` is that of the image, (H, W); it is an error if a position lies outside.
+        """
+        pos, confidence = read_points(detections, pixel_size=pixel_size, max_gib=self.max_gib)
+        try:
+            pos = y_from_top(pos, detections, image=image, shape=shape, tiff_origin=self.tiff_origin)
+        except InputError as error:
+            raise InputError(f"{detections}: {error}") from error
+        return pos, confidence
 
 
 def find_images(image_dir: str | Path) -> list[Path]:

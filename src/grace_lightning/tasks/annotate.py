@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from grace_lightning import io
-from grace_lightning.config import build, call, check_value
+from grace_lightning.config import build, call
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import counted, expect_folder, make_folder, remove_unfinished
 from grace_lightning.graph import Label, distinct, from_detections
@@ -31,11 +31,10 @@ def annotate(cfg: DictConfig) -> None:
     """
     config = plain(cfg)
     detector = build(config.pop("detections", None), "detections")
-    tiff_origin = config.pop("io")["tiff_origin"]
-    check_value(tiff_origin, io.TiffOrigin, "io.tiff_origin")
+    reading = build(config.pop("io"), "io")
     expect_keys(config, {"image_dir": "the folder of micrographs", "out_dir": "a folder for the .grace folders"})
     try:
-        exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector, tiff_origin=tiff_origin))
+        exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector, reading=reading))
     except Stopped as stopped:
         exit_if_failed("grace-annotate", stopped.failures, stopped)
 
@@ -51,7 +50,7 @@ def annotate_folder(
     mask_flip: Literal["x", "y"] | None = None,
     overwrite: bool = False,
     detector: Callable[[Tensor], pd.DataFrame] | None = None,
-    tiff_origin: io.TiffOrigin = "bottom",
+    reading: io.Reading = io.Reading(),  # noqa: B008  # which is frozen
 ) -> dict[str, str]:
     """Write ``X.grace`` for every image ``X`` of a folder, and ``X.h5`` if a detector finds the detections.
 
@@ -60,9 +59,8 @@ def annotate_folder(
 
     Detections, unless a ``detector`` finds them in the image (1, H, W), and masks are in ``image_dir`` if no folder is
     given. ``detections_format`` says which file to take if several hold the detections of an image. ``frame`` is of
-    stacks, see :func:`grace_lightning.io.read_image`; ``tiff_origin``, see
-    :func:`grace_lightning.io.counts_from_bottom`; masks are mirrored in ``mask_flip``. Without ``overwrite``, images
-    that have an ``X.grace`` in ``out_dir`` are left out.
+    stacks, see :func:`grace_lightning.io.read_image`; masks are mirrored in ``mask_flip``. Without ``overwrite``,
+    images that have an ``X.grace`` in ``out_dir`` are left out.
     """
     for key, value in {"detections_dir": detections_dir, "detections_format": detections_format}.items():
         if detector is not None and value is not None:
@@ -87,9 +85,9 @@ def annotate_folder(
         if name not in masks:
             expected = f"expected a file such as {name}_mask.tif; for an image without filaments, one of zeros"
             raise InputError(f"{path}: no mask in {masks_in}, {expected}")
-        image = io.read_image(path, frame=frame)
+        image = io.read_image(path, frame=frame, max_gib=reading.max_gib)
         size = image.shape[1], image.shape[2]
-        mask = io.read_mask(masks[name], size, frame=frame)
+        mask = io.read_mask(masks[name], size, frame=frame, max_gib=reading.max_gib)
         mask = mask.flip({"y": 0, "x": 1}[mask_flip]) if mask_flip else mask
         if name in detected.failures:
             raise InputError(detected.failures[name])
@@ -106,11 +104,7 @@ def annotate_folder(
                 io.write_detections(detections, ridges)
             elif not io.read_detections(detections).equals(ridges.astype(float)):
                 raise InputError(f"{detections}: is there already; set out_dir to another folder, or overwrite=true")
-        pos, confidence = io.read_points(detections, pixel_size=io.pixel_size(path))
-        try:
-            pos = io.y_from_top(pos, detections, image=path, shape=size, tiff_origin=tiff_origin)
-        except InputError as error:
-            raise InputError(f"{detections}: {error}") from error
+        pos, confidence = reading.points(detections, path, size, io.pixel_size(path))
         if (near := len(distinct(pos)[0]) - len(distinct(pos, CLOSE)[0])) > MANY * len(pos):
             found = f"{near} of {len(pos)} detections lie within {CLOSE:g} pixels of another one"
             remedy = "if filaments were picked twice, leave one of the two picks out: a network learns what it is shown"
@@ -130,7 +124,7 @@ def annotate_folder(
             message = f"{masks[name]}: none of the {graph.num_nodes} detections is inside; is it this image's mask?"
             warnings.warn(message, InputWarning, stacklevel=2)
         io.write_grace(out / f"{name}.grace", graph, annotation=mask, edge_properties=True)
-        count["from_bottom"] += io.counts_from_bottom(detections, path, tiff_origin)
+        count["from_bottom"] += io.counts_from_bottom(detections, path, reading.tiff_origin)
         count.update(positive, images=1, nodes=graph.num_nodes, edges=graph.num_edges)
 
     make_folder(out, "out_dir")

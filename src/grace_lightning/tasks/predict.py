@@ -121,7 +121,8 @@ def predict(cfg: DictConfig) -> None:
     sources, ambiguous = _find_sources(config, out_dir)
     predictor = load_predictor(config)
     frame = predictor.frame if config["frame"] is None else config["frame"]
-    tiff_origin, exported = config["io"]["tiff_origin"], [Path(f"X{suffix}") for suffix in export.suffixes]
+    reading: io.Reading = build(config["io"], "io")
+    tiff_origin, exported = reading.tiff_origin, [Path(f"X{suffix}") for suffix in export.suffixes]
     digests = [_digest(path) for path in checkpoint_paths(config["checkpoint"])]
     settings = {"checkpoint": digests if len(digests) > 1 else digests[0], "link": config.get("link")}
     settings |= {"spacing": export.spacing, "box_size": export.box_size, "pixel_size": config["pixel_size"]}
@@ -143,7 +144,7 @@ def predict(cfg: DictConfig) -> None:
     part = Part(failures, {}, 0)
 
     def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
-        return *_read(source, predictor, frame, config["pixel_size"], tiff_origin), _record(settings, source)
+        return *_read(source, predictor, frame, config["pixel_size"], reading), _record(settings, source)
 
     def find(name: str, coming: Future[tuple[Micrograph, Prepared, Config]]) -> None:
         micrograph, prepared, record = coming.result()
@@ -225,7 +226,6 @@ def _check(config: Config) -> None:
     kinds |= {"detections_format": io.DetectionsFormat | None}
     for key, expected in kinds.items():
         check_value(config[key], expected, key)
-    check_value(config["io"]["tiff_origin"], io.TiffOrigin, "io.tiff_origin")
     expect_keys(config, {"image_dir": "the folder of micrographs"})
     if config["pixel_size"] is not None and not 0.01 <= config["pixel_size"] <= 1e9:
         raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, 0.01 to 1e+09")
@@ -312,19 +312,18 @@ def _read(
     predictor: Predictor,
     frame: int | str | None,
     pixel_size: float | None,
-    tiff_origin: io.TiffOrigin,
+    reading: io.Reading,
 ) -> tuple[Micrograph, Prepared]:
     assert source.detections is not None
-    image = io.read_image(source.image, frame=frame)
+    image = io.read_image(source.image, frame=frame, max_gib=reading.max_gib)
     pixel_size = io.pixel_size(source.image) if pixel_size is None else float(pixel_size)
-    pos, confidence = io.read_points(source.detections, pixel_size=pixel_size)
     size = image.shape[1], image.shape[2]
+    pos, confidence = reading.points(source.detections, source.image, size, pixel_size)
     try:
-        pos = io.y_from_top(pos, source.detections, image=source.image, shape=size, tiff_origin=tiff_origin)
         prepared = predictor.prepare(image, pos, confidence, source.name)
     except InputError as error:
         raise InputError(f"{source.detections}: {error}") from error
-    flipped = tiff_origin == "bottom" and io.is_tiff(source.image)
+    flipped = reading.tiff_origin == "bottom" and io.is_tiff(source.image)
     known = pixel_size, os.path.abspath(source.image), flipped
     return Micrograph(source.name, source.image.name, size, figures.thumbnail(image), *known), prepared
 
