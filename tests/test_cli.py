@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
@@ -447,6 +448,20 @@ def test_a_bug_shows_its_traceback(run, monkeypatch):
     monkeypatch.setattr("grace_lightning.tasks.train.train", lambda cfg: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("train")
+
+
+def test_a_disk_that_is_full_is_one_line_also_of_a_thread_that_writes_logs(run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "events.out")
+
+    def written(*_):
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+        full()
+
+    monkeypatch.setattr("grace_lightning.tasks.train._train", written)
+    expect_refusal(run("train"), r"events.out: cannot be written \(No space left on device\)")
 
 
 def test_help_and_typos_answer_without_loading_torch(tmp_path):
