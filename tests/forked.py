@@ -33,7 +33,9 @@ def disturb(hook, last, number):
             os.kill(os.getpid(), number)
 
     def fsync(descriptor, real=os.fsync):
-        strike(lambda: os.ftruncate(descriptor, 1000))
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith(".ckpt"):
+            strike(lambda: os.truncate(path, 1000))
         real(descriptor)
 
     def replace(self, target, real=Path.replace):

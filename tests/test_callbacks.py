@@ -14,17 +14,17 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from grace_lightning import callbacks
 from grace_lightning.callbacks import (
+    Checkpoint,
     EarlyStopping,
     FreeMemory,
     SeedEpochs,
     StopOnSignal,
-    Stopped,
     WeightAveraging,
     WholeFiles,
 )
 from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.stopping import SIGNALS, Stopped, stopping_on_signals
 
 NAN = float("nan")
 
@@ -55,7 +55,7 @@ class Toy(pl.LightningModule):
 
 def fit(module, *own, folder=None, epochs=4, resumed=None, **options):
     """Train for some epochs of two steps; with a folder, checkpoints are kept there."""
-    kept = [callbacks.Checkpoint(str(folder), monitor="score")] if folder else []
+    kept = [Checkpoint(str(folder), monitor="score")] if folder else []
     off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     options |= {"enable_checkpointing": bool(folder), "plugins": [WholeFiles()], "max_epochs": epochs}
     loader = torch.utils.data.DataLoader(torch.zeros(2, 1))
@@ -183,14 +183,14 @@ class TestEarlyStopping:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("number", callbacks.SIGNALS)
+    @pytest.mark.parametrize("number", SIGNALS)
     def test_stop_the_first_process_also_in_training(self, number, monkeypatch):
         before = signal.getsignal(number)
-        with callbacks.stopping_on_signals(first=False):
+        with stopping_on_signals(first=False):
             os.kill(os.getpid(), number)
         monkeypatch.setattr(Toy, "validation_step", lambda *_: os.kill(os.getpid(), number))
         for inside in (Toy().validation_step, lambda: fit(Toy(), StopOnSignal())):
-            with pytest.raises(Stopped, match=number.name) as stop, callbacks.stopping_on_signals():
+            with pytest.raises(Stopped, match=number.name) as stop, stopping_on_signals():
                 inside()
             assert stop.value.signal is number
             assert signal.getsignal(number) is before

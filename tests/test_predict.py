@@ -255,7 +255,7 @@ def test_a_table_that_cannot_be_written_is_a_failure(again):
 
 
 def test_counts_add_up(predicted, data):
-    """Of seven images two are done before, two are done now, one fails again, one fails now, one is somebody's."""
+    """Of eight images two are done before, two now; one fails again, one now, one is somebody's, one ambiguous."""
     for name in ("again", "now", "whose", "x", "y"):
         for end in ("mrc", "h5"):
             shutil.copy(data / f"{NAMES[1]}.{end}", data / f"{name}.{end}")
@@ -271,14 +271,18 @@ def test_counts_add_up(predicted, data):
         path.rename(data / name)
     (data / "now.mrc").write_bytes(b"cut")
     (data / "x.mrc").unlink()
+    shutil.copy(data / "y.h5", data / "ambiguous.h5")
+    shutil.copy(data / "y.mrc", data / "ambiguous.mrc")
+    (data / "ambiguous.csv").write_text("x,y\n30,40\n")
     Path("out/whose.grace").mkdir()
     status, out, err = predicted()
     assert status == 1
-    assert re.search("grace-predict: .*again.mrc: .*\n.*now.mrc: .*\n.*whose.grace: .*\n$", err)
+    assert re.search("grace-predict: .*again.mrc: .*\n.*ambiguous.*\n.*now.mrc: .*\n.*whose.grace: .*\n$", err)
     table = pd.read_csv("out/filaments.csv")
     number = (table["image"] != "x").sum()
-    assert out.startswith(f"4 images, {number} filaments in out (2 done before, ")
-    assert re.search("; 3 of 7 images failed; filaments.csv has 1 other image, too\n$", out)
+    assert out.startswith(f"4 images, {number} filaments in out")
+    assert " (2 done before, " in out
+    assert re.search("; 4 of 8 images failed; filaments.csv has 1 other image, too\n$", out)
 
 
 def test_a_signal_ends_the_command_after_the_image_in_hand(predicted, monkeypatch):
@@ -454,7 +458,7 @@ def test_detections_may_lie_elsewhere_and_what_has_no_partner_is_named(predicted
     assert status == 0
     assert "1 image," in out
     assert f"no detections for 1 of 2 images, left out: {NAMES[1]}" in err
-    assert f"no image for 1 detection files, left out: {NAMES[0]}.cbox" in err
+    assert f"no image for 1 detection file, left out: {NAMES[0]}.cbox" in err
     assert {name for name in made() if name.endswith(".grace")} == {f"{NAMES[2]}.grace"}
     expect_refusal(predicted(), r"no detections .* for any of 2 images in .*, such as micrograph_0001\.h5")
     expect_refusal(predicted(f"out_dir={data}"), "out_dir: .* is image_dir too")
@@ -659,7 +663,7 @@ class TestSeveralCheckpoints:
         status, out, _ = predicted(f"checkpoint=[{checkpoint},{other}]")
         assert status == 0
         assert re.match("1 image, .* filaments? in out, by 2 networks together", out)
-        assert "were done with another checkpoint" in predicted(f"checkpoint=[{other},{checkpoint}]")[2]
+        assert "done with another checkpoint" in predicted(f"checkpoint=[{other},{checkpoint}]")[2]
 
     def test_networks_that_do_not_belong_together_are_refused(self, checkpoint, tmp_path):
         saved = torch.load(checkpoint, weights_only=True)

@@ -61,6 +61,7 @@ def project(checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         given = [f"checkpoint={checkpoint}", "image_dir=micrographs", "pixel_size=2", "export.spacing=20"]
+        given.append("features.scale=10")  # at another pixel size than in training
         predict(keys(*given))
         for command in (STAR, BOX):
             call(command)
@@ -145,7 +146,11 @@ def test_relion_finds_the_coordinates_of_names_that_it_can_read(checkpoint, tmp_
         tifffile.imwrite(folder / name, image) if name.endswith("TIF") else write_mrc(folder / name, image)
         table = pd.DataFrame(pos if name != "none.mrc" else pos[:0], columns=["x", "y"])
         table.to_csv(folder / f"{io.stem(name)}.csv", index=False)
-    predict(keys(f"checkpoint={checkpoint}", f"image_dir={folder}", "pixel_size=2", "export.spacing=40"))
+    predict(
+        keys(
+            f"checkpoint={checkpoint}", f"image_dir={folder}", "pixel_size=2", "export.spacing=40", "features.scale=10"
+        )
+    )
     said = call(STAR)
     assert f"no particles on micrograph: {folder}/none.mrc" in said
     particles = Path("Extract/particles.star").read_text()

@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import os
 import pickle
 import re
 import warnings
@@ -68,10 +67,8 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint whole or not at all; an :class:`InputError` says why it cannot be written."""
     whole = io.BytesIO()  # torch would say "unexpected pos" of a full disk
     torch.save(content, whole)
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        file.write(whole.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())  # else it may be empty after a power cut
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(whole.getbuffer())
 
 
 def _first_line(error: Exception) -> str:

@@ -170,6 +170,8 @@ class Predictor(nn.Module):
 
     def probabilities(self, data: Sequence[GraphData]) -> dict[str, Tensor]:
         """Return the mean of the networks for one micrograph, given as each network takes it."""
+        ((image, pos, edges),), width = data[0].images(), self.networks[0].features.scale
+        shown = node_patches(image, pos, size=width, samples=5).flatten(1).any(dim=1)  # False where it is blank
         # Not module.device: Lightning does not notice if it is moved as a part of this one.
         devices = [module.temperature.device for module in self.networks]
         there = [one.to(device) for one, device in zip(data, devices, strict=True)]
@@ -184,11 +186,8 @@ class Predictor(nn.Module):
             for head, parts in by_head.items()
             if parts
         }
-        ((image, pos, edges),) = data[0].images()
-        width = self.networks[0].features.scale
-        shown = node_patches(image, pos, size=width, samples=5).flatten(1).any(dim=1).cpu()  # False where it is blank
         return {
-            head: torch.where(shown if head in NODE_HEADS else shown[edges.cpu()].all(dim=0), probability, 0.0)
+            head: torch.where(shown if head in NODE_HEADS else shown[edges].all(dim=0), probability, 0.0)
             for head, probability in mean.items()
         }
 

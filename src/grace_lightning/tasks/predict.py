@@ -172,14 +172,15 @@ def predict(cfg: DictConfig) -> None:
     done = {name: size for part in parts for name, size in part.pixel_sizes.items()}
     sizes = {size for size in done.values() if size is not None}
     try:
-        filaments = join_summaries(out_dir)
-        write_relion(out_dir, sources)
+        filaments: dict[str, int] = {}
+        while filaments != (filaments := join_summaries(out_dir)):  # another process may have added some
+            write_relion(out_dir, sources)
     except (InputError, OSError) as error:
         failures[SUMMARY] = str(error)
     else:
-        total = len(sources) + len(ambiguous)
-        left = total - len(skipped) - len(done) - len(failures)
-        others = len(filaments.keys() - {source.name for source in sources})
+        names = {source.name for source in sources} | ambiguous.keys()
+        left = len(names) - len(skipped) - len(done) - len(failures)
+        others = len(filaments.keys() - names)
         closed = sum(part.closed for part in parts)
         number = sum(filaments.get(name, 0) for name in (*skipped, *done))
         told = f"{counted(len(skipped) + len(done), 'image')}, {counted(number, 'filament')} in {short(out_dir)}"
@@ -189,7 +190,7 @@ def predict(cfg: DictConfig) -> None:
             told += " Angstrom by " + ("the MRC headers" if config["pixel_size"] is None else "the key pixel_size")
         told += f" ({len(skipped)} done before, overwrite=true does them anew)" if skipped else ""
         told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
-        told += f"; {len(failures)} of {counted(total, 'image')} failed" if failures else ""
+        told += f"; {len(failures)} of {counted(len(names), 'image')} failed" if failures else ""
         told += f"; {left} left to do" if left else ""
         told += f"; {SUMMARY} has {counted(others, 'other image')}, too" if others else ""
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
@@ -271,7 +272,7 @@ def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[
         share = f"{len(lacking)} of {counted(len(images), 'image')}"
         _warn(f"{detections_dir}: no detections for {share}, left out: {some(lacking)}")
     if alone:
-        _warn(f"{detections_dir}: no image for {len(alone)} detection files, left out: {some(alone)}")
+        _warn(f"{detections_dir}: no image for {counted(len(alone), 'detection file')}, left out: {some(alone)}")
     files = [io.Source(name, images[name], detections=path) for name, path in found.files.items()]
     return files, found.failures
 
@@ -349,6 +350,8 @@ def read_record(out_dir: Path, name: str) -> dict[str, Any] | None:
     with suppress(OSError, ValueError, AttributeError, RecursionError):
         record = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get(RECORD)
     if not isinstance(record, dict):
+        if not folder.exists():  # another process replaces it just now
+            return None
         raise InputError(f"{folder}: is there already, and grace-predict did not write it; choose another out_dir")
     return record
 
