@@ -122,11 +122,11 @@ def predict(cfg: DictConfig) -> None:
     predictor = load_predictor(config)
     frame = predictor.frame if config["frame"] is None else config["frame"]
     reading: io.Reading = build(config["io"], "io")
-    tiff_origin, exported = reading.tiff_origin, [Path(f"X{suffix}") for suffix in export.suffixes]
+    exported = [Path(f"X{suffix}") for suffix in export.suffixes]
     digests = [_digest(path) for path in checkpoint_paths(config["checkpoint"])]
     settings = {"checkpoint": digests if len(digests) > 1 else digests[0], "link": config.get("link")}
     settings |= {"spacing": export.spacing, "box_size": export.box_size, "pixel_size": config["pixel_size"]}
-    settings |= {"scale": predictor.scale, "frame": frame, "tiff_origin": tiff_origin}
+    settings |= {"scale": predictor.scale, "frame": frame, "tiff_origin": reading.tiff_origin}
     remove_unfinished(make_folder(out_dir, "out_dir"))
     failures, wanted = _left_to_do(sources, out_dir, export, settings, overwrite)
     skipped = {source.name for source in sources} - {source.name for source in wanted} - failures.keys()
@@ -168,45 +168,60 @@ def predict(cfg: DictConfig) -> None:
         distributed.all_gather_object(parts, part)
     if not fabric.is_global_zero:
         return
-    failures = {name: message for part in parts for name, message in part.failures.items()}
-    done = {name: size for part in parts for name, size in part.pixel_sizes.items()}
-    sizes = {size for size in done.values() if size is not None}
+    whole = Part(
+        failures={name: message for part in parts for name, message in part.failures.items()},
+        pixel_sizes={name: size for part in parts for name, size in part.pixel_sizes.items()},
+        closed=sum(part.closed for part in parts),
+    )
     try:
         filaments: dict[str, int] = {}
         while filaments != (filaments := join_summaries(out_dir)):  # another process may have added some
             write_relion(out_dir, sources)
     except (InputError, OSError) as error:
-        failures[SUMMARY] = str(error)
+        whole.failures[SUMMARY] = str(error)
     else:
         names = {source.name for source in sources} | ambiguous.keys()
-        left = len(names) - len(skipped) - len(done) - len(failures)
-        others = len(filaments.keys() - names)
-        closed = sum(part.closed for part in parts)
-        number = sum(filaments.get(name, 0) for name in (*skipped, *done))
-        told = f"{counted(len(skipped) + len(done), 'image')}, {counted(number, 'filament')} in {short(out_dir)}"
-        told += f", by {len(digests)} networks together" if len(digests) > 1 else ""
-        if sizes:
-            told += f", pixel size {min(sizes):.4g}" + (f" to {max(sizes):.4g}" if len(sizes) > 1 else "")
-            told += " Angstrom by " + ("the MRC headers" if config["pixel_size"] is None else "the key pixel_size")
-        told += f" ({len(skipped)} done before, overwrite=true does them anew)" if skipped else ""
-        told += f"; {closed} closed ones have no ends for .box" if closed and export.box else ""
-        told += f"; {len(failures)} of {counted(len(names), 'image')} failed" if failures else ""
-        told += f"; {left} left to do" if left else ""
-        told += f"; {SUMMARY} has {counted(others, 'other image')}, too" if others else ""
+        told = _told(config, names, skipped, whole, filaments, networks=len(digests))
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
-        told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, tiff_origin) for pair in files) else ""
+        told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, reading.tiff_origin) for pair in files) else ""
         print(told)
-    unlike = (f"{name}: {other}" for name, size in done.items() if (other := other_pixel_size(predictor.configs, size)))
+    _warn_of_pixel_sizes(config, predictor, whole.pixel_sizes)
+    exit_if_failed("grace-predict", whole.failures, stopped)
+
+
+def _told(
+    config: Config, names: set[str], skipped: set[str], whole: Part, filaments: Mapping[str, int], *, networks: int
+) -> str:
+    """Return what became of the images of these ``names``; ``filaments`` is the number in each image of the folder."""
+    done, sizes = skipped | whole.pixel_sizes.keys(), {size for size in whole.pixel_sizes.values() if size is not None}
+    left, others = len(names) - len(done) - len(whole.failures), len(filaments.keys() - names)
+    number = sum(filaments.get(name, 0) for name in done)
+    told = f"{counted(len(done), 'image')}, {counted(number, 'filament')} in {short(Path(config['out_dir']))}"
+    told += f", by {networks} networks together" if networks > 1 else ""
+    if sizes:
+        told += f", pixel size {min(sizes):.4g}" + (f" to {max(sizes):.4g}" if len(sizes) > 1 else "")
+        told += " Angstrom by " + ("the MRC headers" if config["pixel_size"] is None else "the key pixel_size")
+    told += f" ({len(skipped)} done before, overwrite=true does them anew)" if skipped else ""
+    told += f"; {whole.closed} closed ones have no ends for .box" if whole.closed and config["export"]["box"] else ""
+    told += f"; {len(whole.failures)} of {counted(len(names), 'image')} failed" if whole.failures else ""
+    told += f"; {left} left to do" if left else ""
+    return told + (f"; {SUMMARY} has {counted(others, 'other image')}, too" if others else "")
+
+
+def _warn_of_pixel_sizes(config: Config, predictor: Predictor, sizes: Mapping[str, float | None]) -> None:
+    """Warn if images, by name, have another pixel size than those of the training, or none, Angstrom."""
+    unlike = (
+        f"{name}: {other}" for name, size in sizes.items() if (other := other_pixel_size(predictor.configs, size))
+    )
     if config["features"]["scale"] is None and (first := next(unlike, None)):
         _warn(first)
-    lacking = sorted(name for name, size in done.items() if size is None)
-    if lacking and (export.star or export.cbox):
+    lacking = sorted(name for name, size in sizes.items() if size is None)
+    if lacking and (config["export"]["star"] or config["export"]["cbox"]):
         _warn(
             f"no pixel size is known for {counted(len(lacking), 'image')}: {some(lacking)}; segments are one "
             f"filament width ({predictor.scale:g} pixels) apart and .star has no track length, without which RELION "
             "does not extract helical segments: set pixel_size= (Angstrom) and overwrite=true"
         )
-    exit_if_failed("grace-predict", failures, stopped)
 
 
 def load_predictor(config: Config) -> Predictor:
@@ -450,7 +465,7 @@ def join_summaries(out_dir: Path) -> dict[str, int]:
 def _summaries(out_dir: Path) -> dict[str, list[str]]:
     tables = {}
     for folder in sorted(out_dir.glob("*.grace")):
-        with suppress(FileNotFoundError, NotADirectoryError):  # it is not ours, or another process replaces it just now
+        with suppress(OSError, UnicodeError):  # it is not ours, or another process replaces it just now
             rows = (folder / SUMMARY).read_text(encoding="utf-8").splitlines(keepends=True)
             tables[folder.name.removesuffix(".grace")] = rows[1:]
     return tables
