@@ -13,6 +13,7 @@ import torch
 from grace_lightning import Predictor
 from grace_lightning.checkpoint import (
     CHECKPOINT_KEY,
+    build_linker,
     checkpoint_paths,
     load_module,
     read_checkpoint,
@@ -185,3 +186,9 @@ def test_a_run_goes_on_without_the_best_checkpoint(checkpoint, tmp_path):
     torch.save(content, tmp_path / "last.ckpt")
     resumed = read_checkpoint(resume(tmp_path / "last.ckpt", content[CHECKPOINT_KEY], tmp_path / "on"))
     assert not [state for state in resumed["callbacks"].values() if "best_model_path" in state]
+
+
+def test_the_width_for_the_linker_is_magnified_with_the_image(checkpoint):
+    trained = load_module(checkpoint).config | {"link": load_module(checkpoint).config["link"] | {"scale": 7.0}}
+    widths = [build_linker(None, trained, scale).scale for scale in (None, 10.0, 20.0)]
+    assert widths == [7.0, 7.0, 14.0]  # of a network trained at 10

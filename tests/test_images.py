@@ -17,7 +17,7 @@ from helpers import LINES, line_scene
 from scipy.ndimage import binary_erosion
 
 from grace_lightning import io
-from grace_lightning.clean import blank, mended
+from grace_lightning.clean import blank, cleaned, mended
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.flatten import flatten_image
 from grace_lightning.raster import draw_path
@@ -343,3 +343,14 @@ def test_a_mirrored_mask_is_told_and_mirrored_back_by_a_key(run, tmp_path):
     graph, annotation, _ = io.read_grace("out/a.grace")
     assert annotation.tolist() == (mask > 0).tolist()
     assert graph.label("node").sum() == 47
+
+
+def test_drawn_rows_are_filaments():
+    drawn = torch.zeros(1, 512, 512)
+    drawn[:, 200:204] = 1
+    assert cleaned(drawn.clone(), "a").equal(drawn)
+
+
+def test_an_image_of_no_data_is_refused():
+    with pytest.raises(InputError, match=r"a: no pixel is a finite number below 1e\+30"):
+        cleaned(torch.full((1, 40, 50), 3e38), "a")

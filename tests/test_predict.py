@@ -497,6 +497,17 @@ def test_origins_of_particles_take_the_pixel_size_of_the_image(predicted, data):
     assert found == pytest.approx(table[["x", "y"]].to_numpy(), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "metadata", ["[]", '{"grace_predict": {}, "image_path": 7}', '{"grace_predict": []}', "[" * 9**6]
+)
+def test_a_folder_of_somebody_else_in_out_dir_does_no_harm(predicted, metadata):
+    Path("out/foreign.grace").mkdir(parents=True)
+    Path("out/foreign.grace/metadata.json").write_text(metadata)
+    status, out, err = predicted()
+    assert (status, err) == (0, "")
+    assert "3 images, " in out
+
+
 def test_a_file_that_unpacks_to_more_than_the_bound_fails_by_name(predicted):
     status, _, err = predicted("io.max_gib=1e-5")
     assert status == 1

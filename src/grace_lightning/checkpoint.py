@@ -140,8 +140,10 @@ def build_linker(node: Config | None, trained: Config, scale: float | None = Non
     It is told that filaments are ``scale`` pixels wide, as in training if that is None, unless ``node`` says how wide.
     """
     given = node or trained["link"]
+    width = trained["features"]["scale"]
     if "scale" in given and (given["scale"] is None or (not node and scale is not None)):
-        given = {**given, "scale": trained["features"]["scale"] if scale is None else scale}
+        factor = 1.0 if scale is None else scale / width
+        given = {**given, "scale": factor * (width if given["scale"] is None else given["scale"])}
     linker: Linker = build(given, "link")
     return linker
 

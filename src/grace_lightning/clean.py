@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from grace_lightning.errors import InputWarning
+from grace_lightning.errors import InputError, InputWarning
 
 Pixels = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -46,6 +46,8 @@ def cleaned(image: Tensor, name: str) -> Tensor:
     pixels = image.numpy()
     if not (pixels.max() <= LARGEST and pixels.min() >= -LARGEST):  # NaN, too
         gaps = ~(np.abs(pixels) <= LARGEST)
+        if gaps.all():
+            raise InputError(f"{name}: no pixel is a finite number below {LARGEST:g}, expected an image")
         pixels[gaps] = pixels[~gaps].mean(dtype=np.float64)
         found = f"{_count(gaps)} NaN, infinite or beyond {LARGEST:g}"
         _warn(f"{name}: {found}; the mean of the others was put there")
@@ -144,8 +146,9 @@ def mended(image: Tensor) -> tuple[Tensor, Bools]:
         return image, bad
     away = np.abs(pixels - middle)
     far = good & (away > reach)
-    bad[far.sum(axis=1) > 0.9 * good.sum(axis=1)] = True
-    bad[:, far.sum(axis=0) > 0.9 * good.sum(axis=0)] = True
+    if reach > 0:  # without noise, whole rows may be drawn
+        bad[far.sum(axis=1) > 0.9 * good.sum(axis=1)] = True
+        bad[:, far.sum(axis=0) > 0.9 * good.sum(axis=0)] = True
     lines = bad & good
     near = ndimage.binary_dilation(far & ~lines, np.ones((5, 5), np.bool_))  # joins the dots of a dotted line
     group = ndimage.label(near, np.ones((3, 3)))[0] * (far & ~lines)

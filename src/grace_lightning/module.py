@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, cast
 
@@ -346,7 +347,12 @@ JUDGED_BY = (
 
 def judged_anew(trained: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Return which settings of two configurations make the scores of their epochs incomparable."""
-    return [key for key in JUDGED_BY if selected(trained, key) != selected(config, key)]
+
+    def value(of: Mapping[str, Any], key: str) -> Any:
+        found = selected(of, key)
+        return Path(found).resolve() if found and key.endswith("_dir") else found  # however the folder is written
+
+    return [key for key in JUDGED_BY if value(trained, key) != value(config, key)]
 
 
 def margin(logits: Tensor) -> Tensor:

@@ -81,8 +81,6 @@ def read_image(
         picked = picked[..., :3] @ LUMINANCE if picked.shape[-1] > 2 else picked[..., 0]
     with np.errstate(over="ignore"):
         pixels = np.array(picked, dtype=np.float32, order="C")
-    if not np.isfinite(pixels).any():
-        raise InputError(f"{path}: no pixel is a finite number (shape {pixels.shape}), expected an image")
     return cleaned(torch.from_numpy(pixels)[None], str(path))
 
 
@@ -106,7 +104,9 @@ def pixel_size(path: str | Path) -> float | None:
         found = f"pixels of {x:.3g} x {y:.3g} Angstrom in the header, expected squares"
     else:
         return x
-    warnings.warn(f"{path}: {found}; it counts as not known: set pixel_size", InputWarning, stacklevel=2)
+    warnings.warn(
+        f"{path}: {found}; it counts as not known; pixel_size of grace-predict gives it", InputWarning, stacklevel=2
+    )
     return None
 
 

@@ -113,14 +113,11 @@ def annotate_folder(
         positive = {head: int((graph.label(head) == Label.TRUE_POSITIVE).sum()) for head in ("node", "edge")}
         if better := better_fit(image, pos, mask):
             flip = {"mirrored in y": "y", "mirrored in x": "x"}.get(better)
-            remedy = (
-                f"set mask_flip={flip if mask_flip is None else 'null'}"
-                if flip
-                else "change the file (0 is background)"
-            )
+            known = flip and mask_flip in (None, flip)
+            remedy = f"set mask_flip={'null' if mask_flip else flip}" if known else "change the file (0 is background)"
             message = f"{masks[name]}: {better}, it would fit the image far better; {remedy}, with overwrite=true"
             warnings.warn(message, InputWarning, stacklevel=2)
-        elif mask.any() and not positive["node"]:
+        elif mask.any() and graph.num_nodes and not positive["node"]:
             message = f"{masks[name]}: none of the {graph.num_nodes} detections is inside; is it this image's mask?"
             warnings.warn(message, InputWarning, stacklevel=2)
         io.write_grace(out / f"{name}.grace", graph, annotation=mask, edge_properties=True)

@@ -54,6 +54,9 @@ SUMMARY = "filaments.csv"  # in the output folder, of all images; in each ``X.gr
 RECORD = "grace_predict"
 """Under this key ``metadata.json`` says with what an image was done."""
 
+NOT_OURS = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+"""What reading ``metadata.json`` may raise if somebody else wrote it."""
+
 COMPRESSION = 1  # of pictures; the default takes three times as long, for files smaller by a tenth
 
 
@@ -155,7 +158,8 @@ def predict(cfg: DictConfig) -> None:
         part.closed += sum(filament.closed for filament in findings.filaments)
 
     mine = wanted[fabric.global_rank :: fabric.world_size]
-    fabric.barrier()  # a process that is not there yet would miss a signal
+    if wanted:
+        fabric.barrier()  # a process that is not there yet would miss a signal
     found, stopped = each_image(
         _read_ahead(mine, read), len(mine), find, doing="predicting", first=fabric.is_global_zero
     )
@@ -338,7 +342,7 @@ def _read(
     try:
         prepared = predictor.prepare(image, pos, confidence, source.name)
     except InputError as error:
-        raise InputError(f"{source.detections}: {error}") from error
+        raise InputError(f"{source.image}: {error}") from error
     flipped = reading.tiff_origin == "bottom" and io.is_tiff(source.image)
     known = pixel_size, os.path.abspath(source.image), flipped
     return Micrograph(source.name, source.image.name, size, figures.thumbnail(image), *known), prepared
@@ -362,7 +366,7 @@ def read_record(out_dir: Path, name: str) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     record = None
-    with suppress(OSError, ValueError, AttributeError, RecursionError):
+    with suppress(*NOT_OURS):
         record = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get(RECORD)
     if not isinstance(record, dict):
         if not folder.exists():  # another process replaces it just now
@@ -478,11 +482,11 @@ def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
     """
     paths, done = {source.name: source.image for source in sources}, []
     for folder in sorted(out_dir.glob("*.grace")):
-        with suppress(OSError, ValueError):  # it is not ours, or another process replaces it just now
+        with suppress(*NOT_OURS):  # or another process replaces it just now
             metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-            path = paths.get(folder.stem, metadata.get("image_path"))
-            if RECORD in metadata and path:
-                done.append((folder.with_suffix(""), Path(path), metadata["pixel_size"]))
+            path = Path(paths.get(folder.stem) or metadata["image_path"])
+            if isinstance(metadata[RECORD], dict):
+                done.append((folder.with_suffix(""), path, metadata["pixel_size"]))
     left_out = io.write_project(out_dir / "relion", done)
     if left_out:
         reasons = some(f"{name}: {reason}" for name, reason in left_out.items())
