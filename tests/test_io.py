@@ -277,6 +277,7 @@ def test_points(tmp_path):
         ("a.csv", "x,y,z\n1,2,3\n1,2,4\n", ["three dimensions (z)"]),
         ("a.csv", "x y\n1 2\n", ["no column x and y", "found x y"]),
         ("a.csv", "axis-0,axis-1,axis-2\n1,2,3\n", ["axis-2"]),
+        ("a.csv", "index,shape-type,vertex-index,axis-0,axis-1\n0,path,0,1,2\n", ["shape-type"]),
         ("a.star", "data_\n\nloop_\n_rlnCoordinateX #1\n1\n", ["rlnCoordinateY", "found rlnCoordinateX"]),
         ("a.star", STAR + "_rlnMicrographName #3\n1 2 m1.mrc\n3 4 m2.mrc\n", ["2 micrographs", "m1.mrc"]),
         ("a.star", STAR + "_rlnCoordinateX #3\n1 2 3\n", ["two columns", "rlnCoordinateX"]),
@@ -296,6 +297,13 @@ def test_points(tmp_path):
 def test_bad_detections(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     refuses(io.read_detections, tmp_path / name, words=words)
+
+
+@pytest.mark.parametrize("odd", ["\ufeff{}", "{}"])
+def test_a_star_of_another_system_holds_picks(tmp_path, odd):
+    (tmp_path / "a.star").write_bytes(odd.format(STAR + "1 2\n").replace("\n", "\r").encode())
+    assert io.find_detections(tmp_path, {"a"}).files == {"a": tmp_path / "a.star"}
+    assert io.read_points(tmp_path / "a.star")[0].tolist() == [[1, 2]]
 
 
 def test_pandas_file_of_another_key(tmp_path):

@@ -21,6 +21,7 @@ from grace_lightning.module import (
     TRAINED,
     GraceModule,
     balanced_weights,
+    judged_anew,
     margin,
     summed_cross_entropy,
 )
@@ -227,3 +228,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(module):
     batches[1].pixels.fill_(torch.nan)
     with pytest.raises(LossError, match=r"the training loss is nan in epoch 0 .*, step 1, at b, expected"):
         module.training_step(batches[1], 1)
+
+
+def test_scores_of_epochs_are_compared_however_their_folder_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before, same, other = ({"data": {"valid_image_dir": str(path)}} for path in ("a", tmp_path / "a", "b"))
+    assert judged_anew(before, same) == []
+    assert judged_anew(before, other) == ["data.valid_image_dir"]

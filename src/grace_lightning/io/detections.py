@@ -86,8 +86,8 @@ def _may_hold_picks(path: Path) -> bool:
     if path.suffix.lower() != ".star":
         return True
     try:
-        with path.open("rb") as file:
-            return _picks(_star_blocks(file.read(2**26).decode("utf-8", "replace"))) is not None
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return _picks(_star_blocks(file.read(2**26))) is not None
     except OSError:
         return True  # whoever reads it will say why it cannot be read
 
@@ -398,6 +398,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     frame.columns = frame.columns.str.strip(" #")
     if "axis-2" in frame:
         raise InputError(f"{path}: points in three dimensions (axis-2), expected axis-0 (y) and axis-1 (x)")
+    if "shape-type" in frame:
+        raise InputError(f"{path}: corners of shapes (shape-type), expected points; in napari, save a Points layer")
     aliases = {"X": "x", "Y": "y", "axis-0": "y", "axis-1": "x"}
     return frame.rename(columns={name: alias for name, alias in aliases.items() if alias not in frame})
 
