@@ -13,7 +13,7 @@ import pytest
 
 from grace_lightning import files, io
 from grace_lightning.errors import InputError
-from grace_lightning.files import HOST, counted, replacing, unfinished_in
+from grace_lightning.files import HOST, counted, replacing, some, unfinished_in
 from grace_lightning.ridges import RidgeDetector
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks import predict as task
@@ -204,3 +204,7 @@ def test_prediction_goes_on_wherever_it_was_killed(findings, tmp_path):
     work(tmp_path / "before")
     expect_resumed(lambda out: work(out, cbox=False), tmp_path / "before", tmp_path)
     assert not (tmp_path / "out/a.cbox").exists()
+
+
+def test_names_in_a_message_stay_on_its_line():
+    assert some(["a\nb", "c\x0bd"]) == "a b, c d"

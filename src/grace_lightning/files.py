@@ -197,8 +197,8 @@ def short(path: Path) -> str:
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """List the first few of ``names`` for a message."""
-    listed = list(names)
+    """List the first few of ``names`` for a message, each on one line whatever a file calls it."""
+    listed = [" ".join(name.split()) for name in names]
     return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
 
 

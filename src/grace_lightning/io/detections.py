@@ -184,7 +184,7 @@ def write_detections(path: str | Path, frame: pd.DataFrame) -> None:
 
 
 def _named(names: Iterable[object]) -> str:
-    return " ".join(some(map(str, names)).split())  # a quoted name may go on on the next line
+    return some(map(str, names))
 
 
 def _expect_distinct(path: Path, names: Iterable[str]) -> None:
