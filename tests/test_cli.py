@@ -151,7 +151,7 @@ class TestTrain:
         status, _, err = run("evaluate", "checkpoint=split.ckpt", "evaluate.pictures=false", "hydra.run.dir=split")
         assert status == 0
         assert list(metrics_in("split")["images"]) == [NAMES[2]]
-        for words in ("lost 1 of 3 images: gone", f"1 new images, which are not scored: {NAMES[0]}"):
+        for words in ("lost 1 of 3 images: gone", f"1 new image, not scored: {NAMES[0]}"):
             assert words in err
         assert f"{NAMES[2]}: 4 Angstrom per pixel, but the network was trained with 8" in err
 

@@ -11,18 +11,16 @@ from torch_geometric.data import Batch
 
 from grace_lightning.augment import Augmentation, RandomXYTranslation
 from grace_lightning.data import (
-    Dealt,
     EpochSampler,
     GraceDataModule,
     GraceDataset,
     Pick,
-    dealt_before,
     graph_data,
-    split_sources,
 )
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
+from grace_lightning.splits import Dealt, dealt_before, split_names
 
 
 @pytest.fixture
@@ -169,7 +167,7 @@ class TestKeptSplit:
             module, sets = self.sets(folder, kept, stage)
         assert sets == {"train": train, "valid": ["m4"], "infer": ["m2"]}
         assert re.search(r"lost 2 of 5 images: m1, m3", str(told[0].message))
-        assert re.search(rf"1 new images, which are {said}.*: m9", str(told[1].message))
+        assert re.search(rf"1 new image, {said}.*: m9", str(told[1].message))
         assert set(kept.names["train"]) <= set(module.dealt_names["train"])  # if they come back
 
     def test_other_data_are_dealt_anew_and_that_is_told(self, folder, kept):
@@ -201,7 +199,7 @@ class TestKeptSplit:
             dealt_before(config | {"trained_on": {"split": {"train": 3}}})
 
 
-SOURCES = tuple(Source(f"m{k}", f"m{k}.png") for k in range(10))
+NAMES = [f"m{k}" for k in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -209,12 +207,12 @@ SOURCES = tuple(Source(f"m{k}", f"m{k}.png") for k in range(10))
     [(10, [0.7, 0.15, 0.15], [6, 2, 2]), (2, [0.7, 0.15, 0.15], [1, 1, 0]), (10, [0.5, 0.5, 0], [5, 5, 0])],
 )
 def test_a_split_depends_on_the_seed_and_leaves_training_and_validation_something(count, split, sizes):
-    first, again, *others = (split_sources(SOURCES[:count], split, seed) for seed in (1, 1, *range(2, 7)))
+    first, again, *others = (split_names(NAMES[:count], split, seed) for seed in (1, 1, *range(2, 7)))
     assert first == again
     assert any(other != first for other in others)
     assert [len(first[n]) for n in ("train", "valid", "infer")] == sizes
     with pytest.raises(InputError, match="1 annotated image, expected 2 or more"):
-        split_sources(SOURCES[:1], split, 0)
+        split_names(NAMES[:1], split, 0)
 
 
 class TestSampler:

@@ -389,7 +389,8 @@ def test_a_small_file_that_unpacks_to_more_than_the_bound(tmp_path):
         file.truncate(2**30)
     for name in ("a.h5", "b.h5", "c.csv"):
         assert (tmp_path / name).stat().st_blocks < 100
-        refuses(io.read_detections, tmp_path / name, max_gib=0.9, words=["1 GiB", "io.max_gib"])
+        refuses(io.read_detections, tmp_path / name, max_gib=0.9, words=["1 GiB", "set io.max_gib higher"])
+        refuses(io.read_detections, tmp_path / name, max_gib=0.9, group="data.", words=["set data.max_gib higher"])
 
 
 def test_pandas_files_that_lead_elsewhere_or_nowhere(tmp_path):

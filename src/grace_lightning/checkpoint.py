@@ -163,7 +163,7 @@ def _expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:
 
     A prefix alone would not do: ``grace_lightning.cli.os.system`` is a name as well.
     """
-    # Hydra resolves references, and takes orders by keys such as _partial_.
+    # OmegaConf resolves references, and keys such as _partial_ change what is built.
     orders = [key for key in node if str(key).startswith("_") and key != "_target_"] if isinstance(node, dict) else []
     if orders or (isinstance(node, str) and "${" in node):
         raise InputError(f"{where} has {orders[0] if orders else node!r}, expected plain values only")

@@ -1,12 +1,10 @@
 """From annotation folders to batches of graphs."""
 
 import hashlib
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -18,9 +16,8 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from grace_lightning.augment import Augmentation
-from grace_lightning.config import check_value, selected
-from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import MAX_GIB, expect_folder, some
+from grace_lightning.errors import InputError
+from grace_lightning.files import MAX_GIB, expect_folder
 from grace_lightning.flatten import flattened
 from grace_lightning.graph import (
     Connection,
@@ -32,6 +29,7 @@ from grace_lightning.graph import (
     subgraphs,
 )
 from grace_lightning.io import Source, find_sources, pixel_size, read_sample
+from grace_lightning.splits import Dealt, deal
 
 Hops = int | Literal["whole"]
 
@@ -230,46 +228,6 @@ class GraceDataset(Dataset[GraphData]):
         return data
 
 
-TRAINED_ON = "trained_on"
-"""Where the configuration in a checkpoint keeps what :meth:`GraceDataModule.described` says of the images."""
-
-
-class Dealt(NamedTuple):
-    """How the images of a folder were split when a network was trained."""
-
-    image_dir: str
-    split: Sequence[float]
-    split_seed: int
-    names: (
-        Mapping[str, list[str]] | None
-    )  # of the images in each set; None: of an earlier version, which did not keep them
-
-
-def dealt_before(trained: Mapping[str, Any], path: str | Path = "checkpoint") -> Dealt | None:
-    """Return how the configuration in the checkpoint ``path`` split a folder, None if it did not."""
-    data, names = trained["data"], selected(trained, f"{TRAINED_ON}.split")
-    if not data.get("image_dir"):
-        return None
-    check_value(names, dict[Literal["train", "valid", "infer"], list[str]] | None, f"{path}: {TRAINED_ON}.split")
-    return Dealt(data["image_dir"], data.get("split"), data.get("split_seed"), names)
-
-
-def other_pixel_size(trained: Iterable[Mapping[str, Any]], size: float | None) -> str | None:
-    """Say that images of ``size`` Angstrom per pixel are unlike those that a network was trained on; None if not.
-
-    ``trained`` are the configurations in checkpoints; those before this was kept say nothing.
-    """
-    for config in trained:
-        before = selected(config, f"{TRAINED_ON}.pixel_size")
-        if size and isinstance(before, int | float) and before > 0 and max(size / before, before / size) > 1.2:
-            scale = config["features"]["scale"]
-            return (
-                f"{size:.4g} Angstrom per pixel, but the network was trained with {before:.4g}; if that is right, "
-                f"filaments are not {scale:g} pixels wide here: give features.scale={scale * before / size:.3g}"
-            )
-    return None
-
-
 class GraceDataModule(pl.LightningDataModule):
     """Training, validation and inference images: three folders, or one that is split.
 
@@ -363,7 +321,17 @@ class GraceDataModule(pl.LightningDataModule):
         if self.image_dir is not None:
             if given:
                 raise InputError(f"data.image_dir and {given[0]} are both set; give one folder to split, or one each")
-            self.sources = self._split(_find(self.image_dir, self.grace_dir), stage)
+            found = {source.name: source for source in _find(self.image_dir, self.grace_dir)}
+            self.dealt_names = deal(
+                list(found),
+                self.image_dir,
+                split=self.split,
+                split_seed=self.split_seed,
+                dealt=self.dealt,
+                training=stage == "fit",
+            )
+            parts = self.dealt_names.items()
+            self.sources = {part: [found[name] for name in sorted(names) if name in found] for part, names in parts}
             return
         for name in ("train", "valid") if stage == "fit" else ("infer",):
             if self.folders[name][0] is None:
@@ -373,42 +341,6 @@ class GraceDataModule(pl.LightningDataModule):
             for name, (folder, grace) in self.folders.items()
             if stage == "fit" or name == "infer"
         }
-
-    def _split(self, sources: Sequence[Source], stage: str | None) -> dict[str, list[Source]]:
-        """Deal the images, or keep what was dealt before: an image that is new never comes to validation or inference.
-
-        A folder has other data if most of what was dealt is not in it, unless it is the same folder.
-        """
-        found = {source.name: source for source in sources}
-        dealt, here = self.dealt, Path(str(self.image_dir))
-        if dealt is not None:
-            names_before = dealt.names or _names(split_sources(sources, dealt.split, dealt.split_seed))
-            known = {name for names in names_before.values() for name in names}
-            gone, new = sorted(known - found.keys()), sorted(found.keys() - known)
-            if 2 * len(gone) > len(known) and here.resolve() != Path(dealt.image_dir).resolve():
-                lacks = f"{here} lacks {len(gone)} of the {len(known)} images of {dealt.image_dir}: {some(gone)}"
-                _warn(f"data.image_dir: {lacks}; so these are other data, and are split anew")
-                dealt = None
-        if dealt is None:
-            parts = split_sources(sources, self.split, self.split_seed)
-            self.dealt_names = _names(parts)
-            return parts
-        for key, was, now in (("split", dealt.split, self.split), ("split_seed", dealt.split_seed, self.split_seed)):
-            if was != now:
-                raise InputError(
-                    f"data.{key}: {now}, but {here} is split by {was} already; give data.{key}={was}, or no ckpt_path"
-                )
-        if gone:
-            _warn(f"data.image_dir: {here} has lost {len(gone)} of {len(known)} images: {some(gone)}")
-        if new:
-            what = "trained on" if stage == "fit" else "not scored"
-            _warn(f"data.image_dir: {here} has {len(new)} new images, which are {what}: {some(new)}")
-        self.dealt_names = {part: list(names) for part, names in names_before.items()}
-        self.dealt_names["train"] += new if stage == "fit" else []
-        parts = {part: [found[n] for n in sorted(names) if n in found] for part, names in self.dealt_names.items()}
-        if empty := [part for part in ("train", "valid") if stage == "fit" and not parts[part]]:
-            raise InputError(f"data.image_dir: {here} has no {empty[0]} image any more; start anew without ckpt_path")
-        return parts
 
     def described(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the images, in plain containers.
@@ -467,14 +399,6 @@ class GraceDataModule(pl.LightningDataModule):
         return self._loader("valid")
 
 
-def _names(sources: Mapping[str, Sequence[Source]]) -> dict[str, list[str]]:
-    return {part: [source.name for source in given] for part, given in sources.items()}
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, InputWarning, stacklevel=2)
-
-
 def _digest(sample: Sample) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in {"image": sample.image, "annotation": sample.annotation, **vars(sample.graph)}.items():
@@ -490,19 +414,3 @@ def _find(folder: str, grace: str | None, prefix: str = "") -> list[Source]:
         if path is not None:
             expect_folder(path, f"data.{prefix}{kind}_dir")
     return find_sources(folder, grace)
-
-
-def split_sources(sources: Sequence[Source], split: Sequence[float], seed: int) -> dict[str, list[Source]]:
-    """Deal two images or more at random to training, validation and inference, by three fractions that add up to 1.
-
-    Training and validation get one image at least.
-    """
-    if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
-        raise InputError(f"data.split: {list(split)}, expected three fractions that add up to 1")
-    if len(sources) < 2:
-        raise InputError(f"data.image_dir: {len(sources)} annotated image, expected 2 or more to split")
-    order = torch.randperm(len(sources), generator=torch.Generator().manual_seed(seed)).tolist()
-    infer = min(round(split[2] * len(sources)), len(sources) - 2)
-    valid = min(max(1, round(split[1] * len(sources))), len(sources) - infer - 1)
-    bounds = {"valid": (0, valid), "infer": (valid, valid + infer), "train": (valid + infer, len(sources))}
-    return {name: sorted((sources[k] for k in order[a:b]), key=lambda s: s.name) for name, (a, b) in bounds.items()}

@@ -167,14 +167,15 @@ MAX_GIB = 8.0
 """How much a file may unpack to if nothing else is set, GiB; an image of 30,000 x 30,000 pixels has 3.4."""
 
 
-def expect_room(path: Path, size: int, max_gib: float = MAX_GIB, key: str = "io.max_gib") -> None:
+def expect_room(path: Path, size: int, max_gib: float = MAX_GIB, group: str = "") -> None:
     """Raise an :class:`InputError` if ``path`` says that it holds ``size`` bytes and that is above ``max_gib``.
 
-    A small file can hold, or promise, more than the memory; it is asked before its content is unpacked.
+    A small file can hold, or promise, more than the memory; it is asked before its content is unpacked. ``group`` is
+    where the command has the key: ``data.`` in training, else ``io.``.
     """
     if size > max_gib * 2**30:
         found = f"{path}: holds {size / 2**30:.3g} GiB of data, expected at most {max_gib:g}"
-        raise InputError(f"{found}; if that is right, set {key} higher")
+        raise InputError(f"{found}; if that is right, set {group or 'io.'}max_gib higher")
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -20,5 +20,5 @@ from grace_lightning.io.export import (
 from grace_lightning.io.grace import read_grace, write_grace
 from grace_lightning.io.images import pixel_size, read_image, stem
 from grace_lightning.io.masks import find_masks, leave_out_masks, read_mask
-from grace_lightning.io.relion import TOLD, counts_from_bottom, is_tiff, mirrored, write_project
+from grace_lightning.io.relion import COUNTED_FROM_BOTTOM, counts_from_bottom, is_tiff, mirrored, write_project
 from grace_lightning.io.sources import Reading, Source, find_images, find_sources, read_instances, read_sample

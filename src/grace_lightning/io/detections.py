@@ -93,7 +93,7 @@ def _may_hold_picks(path: Path) -> bool:
 
 
 def read_detections(
-    path: str | Path, *, pixel_size: float | None = None, max_gib: float = MAX_GIB, max_key: str = "io.max_gib"
+    path: str | Path, *, pixel_size: float | None = None, max_gib: float = MAX_GIB, group: str = ""
 ) -> pd.DataFrame:
     """Read the detections on one micrograph, one row each, in the file's order.
 
@@ -113,9 +113,9 @@ def read_detections(
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise InputError(f"{path}: not a detection file by its name, expected {', '.join(DETECTION_SUFFIXES)}")
-    options: dict[str, Any] = {".h5": {"max_gib": max_gib, "max_key": max_key}, ".star": {"pixel_size": pixel_size}}
+    options: dict[str, Any] = {".h5": {"max_gib": max_gib, "group": group}, ".star": {"pixel_size": pixel_size}}
     with reading(path, f"{suffix[1:]} detections"):
-        expect_room(path, path.stat().st_size, max_gib, max_key)
+        expect_room(path, path.stat().st_size, max_gib, group)
         frame = _READERS[suffix](path, **options.get(suffix, {})).reset_index(drop=True)
         _expect_distinct(path, map(str, frame.columns))
         if missing := [name for name in ("x", "y") if name not in frame]:
@@ -141,14 +141,14 @@ def read_detections(
 
 
 def read_points(
-    path: str | Path, *, pixel_size: float | None = None, max_gib: float = MAX_GIB, max_key: str = "io.max_gib"
+    path: str | Path, *, pixel_size: float | None = None, max_gib: float = MAX_GIB, group: str = ""
 ) -> tuple[Tensor, Tensor | None]:
     """Return positions, (N, 2) float32 pixels, and scores, (N,) float32, or None if the file has none.
 
     See :func:`read_detections`. Detections that lie exactly on another one stay, with an :class:`InputWarning`: in a
     graph they are one node.
     """
-    frame = read_detections(path, pixel_size=pixel_size, max_gib=max_gib, max_key=max_key)
+    frame = read_detections(path, pixel_size=pixel_size, max_gib=max_gib, group=group)
     pos = torch.from_numpy(frame[["x", "y"]].to_numpy(np.float32, copy=True))
     if duplicates := len(pos) - len(distinct(pos)[0]):
         found = f"{duplicates} of {len(pos)} detections lie exactly on another one and are one node with it"
@@ -193,16 +193,16 @@ def _expect_distinct(path: Path, names: Iterable[str]) -> None:
         raise InputError(f"{path}: two columns are called {_named(twice)}, expected one; remove or rename the other")
 
 
-def _read_h5(path: Path, max_gib: float, max_key: str) -> pd.DataFrame:
+def _read_h5(path: Path, max_gib: float, group: str) -> pd.DataFrame:
     with h5py.File(path, "r") as file:
-        group = _member(file, "df")
-        if not isinstance(group, h5py.Group) or not ("table" in group or "nblocks" in group.attrs):
+        frame = _member(file, "df")
+        if not isinstance(frame, h5py.Group) or not ("table" in frame or "nblocks" in frame.attrs):
             raise InputError(f"{path}: no frame under key df of DataFrame.to_hdf (keys: {some(file) or 'none'})")
-        members = [_member(group, name) for name in group]
+        members = [_member(frame, name) for name in frame]
         stored = [item for item in members if isinstance(item, h5py.Dataset) and not item.dtype.hasobject]
         sizes = (item.dtype.itemsize * max(item.size, prod(item.chunks or ())) for item in stored)
-        expect_room(path, sum(sizes), max_gib, max_key)
-        blocks = _table_blocks(group["table"]) if "table" in group else _fixed_blocks(group)
+        expect_room(path, sum(sizes), max_gib, group)
+        blocks = _table_blocks(frame["table"]) if "table" in frame else _fixed_blocks(frame)
         columns = [(name, column) for names, data in blocks for name, column in zip(names, data, strict=True)]
         _expect_distinct(path, (name for name, _ in columns))
         return pd.DataFrame(dict(columns))

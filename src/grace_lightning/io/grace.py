@@ -19,8 +19,6 @@ from grace_lightning.graph import EDGE_PROPERTIES, Graph, Label, edge_geometry
 
 NODES, EDGES, ANNOTATION, METADATA = "nodes.parquet", "edges.parquet", "annotation.npz", "metadata.json"
 EMBEDDING = "node_image_patch_latent_embedding"
-MAX_KEY = "data.max_gib"
-"""Of the commands that read these folders."""
 JSON_GROWTH = 24
 """How many times its text JSON takes in memory, at most: ``{},`` becomes a dictionary of 64 bytes and 8 in a list."""
 
@@ -129,7 +127,7 @@ def _read_table(path: Path, required: tuple[str, ...], optional: tuple[str, ...]
                 for group in map(file.metadata.row_group, range(file.num_row_groups)):
                     chunk, width = group.column(k), max(8, column.length)
                     size += max(chunk.total_uncompressed_size, width * max(group.num_rows, chunk.num_values))
-        expect_room(path, size, max_gib, MAX_KEY)
+        expect_room(path, size, max_gib, "data.")
         return file.read([name for name in wanted if name in names])
 
 
@@ -196,9 +194,9 @@ def _read_annotation(path: Path, max_gib: float) -> Tensor:
         if "annotation" not in arrays:
             raise InputError(f"{path}: no array annotation (found {some(arrays) or 'none'})")
         entries = {entry.filename.removesuffix(".npy"): entry for entry in arrays.zip.infolist()}
-        expect_room(path, entries["annotation"].file_size, max_gib, MAX_KEY)
+        expect_room(path, entries["annotation"].file_size, max_gib, "data.")
         annotation = np.asarray(arrays["annotation"])
-        expect_room(path, 4 * annotation.size, max_gib, MAX_KEY)
+        expect_room(path, 4 * annotation.size, max_gib, "data.")
     if annotation.ndim != 2 or annotation.dtype.kind not in "biu":
         raise InputError(f"{path}: {annotation.dtype} of shape {annotation.shape}, expected integers of shape (H, W)")
     lowest, highest = int(annotation.min(initial=0)), int(annotation.max(initial=0))
@@ -210,7 +208,7 @@ def _read_annotation(path: Path, max_gib: float) -> Tensor:
 
 def _read_metadata(path: Path, max_gib: float) -> dict[str, Any]:
     with reading(path, "the metadata of a .grace folder"):
-        expect_room(path, JSON_GROWTH * path.stat().st_size, max_gib, MAX_KEY)
+        expect_room(path, JSON_GROWTH * path.stat().st_size, max_gib, "data.")
         metadata = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(metadata, dict) or not isinstance(metadata.get("image_filename"), str):
         raise InputError(f"{path}: no image_filename, expected the name of the image the graph belongs to")

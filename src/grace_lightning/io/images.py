@@ -132,7 +132,7 @@ class Wanted:
 
     def expect_room(self, path: Path, size: int) -> None:
         """Raise an :class:`InputError` if so many bytes are too many."""
-        expect_room(path, size, self.max_gib, f"{self.group or 'io.'}max_gib")
+        expect_room(path, size, self.max_gib, self.group)
 
 
 def _pick(stack: Pixels, index: int | None) -> Pixels:
@@ -147,7 +147,8 @@ def mrc_header(path: Path) -> Any:
 
 def _unpacked(path: Path) -> IO[bytes]:
     opened: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
-    return opened(path, "rb")  # type: ignore[no-any-return]
+    file: IO[bytes] = opened(path, "rb")
+    return file
 
 
 def _header(file: IO[bytes]) -> Any:

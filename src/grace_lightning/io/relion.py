@@ -22,7 +22,9 @@ TiffOrigin = Literal["bottom", "top"]
 FLIPPED = (".star", ".box", ".cbox")
 """What names of files end in whose y counts from the bottom of a TIFF image."""
 
-TOLD = f"y in {', '.join(FLIPPED)} of TIFF images counts from the bottom, as RELION counts it (io.tiff_origin)"
+COUNTED_FROM_BOTTOM = (
+    f"y in {', '.join(FLIPPED)} of TIFF images counts from the bottom, as RELION counts it (io.tiff_origin)"
+)
 """What a command says if that was so."""
 
 COORDINATES = {".star": "_autopick.star", ".box": ".box"}

@@ -14,7 +14,7 @@ from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import MAX_GIB, counted, expect_folder, reading, some
 from grace_lightning.graph import Ints, Sample, expect_inside, from_detections
 from grace_lightning.io.detections import list_detections, read_detections, read_points
-from grace_lightning.io.grace import ANNOTATION, MAX_KEY, METADATA, NODES, read_grace
+from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, pixel_size, read_image, stem
 from grace_lightning.io.relion import TiffOrigin, counts_from_bottom, mirrored, y_from_top
 from grace_lightning.truth import with_truth
@@ -154,7 +154,7 @@ def read_sample(
             raise InputError(f"{source.grace / ANNOTATION}: {found}, {expected}")
     elif source.detections is not None:
         nodes, annotation, metadata = source.detections, None, {}
-        pos, confidence = read_points(nodes, pixel_size=pixel_size(source.image), max_gib=max_gib, max_key=MAX_KEY)
+        pos, confidence = read_points(nodes, pixel_size=pixel_size(source.image), max_gib=max_gib, group="data.")
         if counts_from_bottom(nodes, source.image, tiff_origin):
             pos = mirrored(pos, height)
         graph = from_detections(pos, confidence)[0]
@@ -174,7 +174,7 @@ def read_sample(
 
 def _compare(detections: Path, nodes: Path, pos: Tensor, max_gib: float) -> None:
     """Warn if the detections are not the nodes; the order of the rows does not matter."""
-    found = read_detections(detections, max_gib=max_gib, max_key=MAX_KEY)[["x", "y"]].to_numpy(np.float64)
+    found = read_detections(detections, max_gib=max_gib, group="data.")[["x", "y"]].to_numpy(np.float64)
     used = pos.numpy().astype(np.float64)
     apart = max(np.max(KDTree(a).query(b)[0], initial=0.0) for a, b in ((found, used), (used, found)))
     if len(found) != len(used) or apart > TOLERANCE_PX:

@@ -130,7 +130,7 @@ def annotate_folder(
     text += f", {len(images) - len(todo)} there already (overwrite=true: anew)" if len(todo) < len(images) else ""
     text += f", {len(failures)} failed" if failures else ""
     text += f", {len(todo) - count['images'] - len(failures)} left to do" if stopped else ""
-    text += f"\n{io.TOLD}" if count["from_bottom"] else ""
+    text += f"\n{io.COUNTED_FROM_BOTTOM}" if count["from_bottom"] else ""
     if count["images"]:
         text += f"\nnodes {count['nodes']}, of which {count['node']} positive; "
         text += f"edges {count['edges']}, of which {count['edge']} positive"

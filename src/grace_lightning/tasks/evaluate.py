@@ -15,7 +15,7 @@ from rich.table import Table
 
 from grace_lightning import figures
 from grace_lightning.config import build, check_value
-from grace_lightning.data import GraceDataModule, GraceDataset, dealt_before, other_pixel_size
+from grace_lightning.data import GraceDataModule, GraceDataset
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import short, write_json
 from grace_lightning.graph import Filament, Sample
@@ -36,6 +36,7 @@ from grace_lightning.metrics import (
 )
 from grace_lightning.module import GraceModule
 from grace_lightning.predictor import Predictor, Probabilities
+from grace_lightning.splits import dealt_before, other_pixel_size
 from grace_lightning.tasks.common import Config, on_devices, plain, quiet_lightning
 from grace_lightning.tasks.predict import load_predictor
 

@@ -20,7 +20,6 @@ from torch import Tensor, distributed
 from grace_lightning import figures, io
 from grace_lightning.checkpoint import checkpoint_paths
 from grace_lightning.config import build, check_value
-from grace_lightning.data import other_pixel_size
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import (
     counted,
@@ -36,6 +35,7 @@ from grace_lightning.files import (
     writing,
 )
 from grace_lightning.predictor import Findings, Predictor, Prepared
+from grace_lightning.splits import other_pixel_size
 from grace_lightning.stopping import end_with_parent
 from grace_lightning.tasks.common import (
     Config,
@@ -185,15 +185,16 @@ def predict(cfg: DictConfig) -> None:
         whole.failures[SUMMARY] = str(error)
     else:
         names = {source.name for source in sources} | ambiguous.keys()
-        told = _told(config, names, skipped, whole, filaments, networks=len(digests))
+        told = _what_became(config, names, skipped, whole, filaments, networks=len(digests))
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
-        told += f"\n{io.TOLD}" if any(io.counts_from_bottom(*pair, reading.tiff_origin) for pair in files) else ""
+        if any(io.counts_from_bottom(*pair, reading.tiff_origin) for pair in files):
+            told += f"\n{io.COUNTED_FROM_BOTTOM}"
         print(told)
     _warn_of_pixel_sizes(config, predictor, whole.pixel_sizes)
     exit_if_failed("grace-predict", whole.failures, stopped)
 
 
-def _told(
+def _what_became(
     config: Config, names: set[str], skipped: set[str], whole: Part, filaments: Mapping[str, int], *, networks: int
 ) -> str:
     """Return what became of the images of these ``names``; ``filaments`` is the number in each image of the folder."""

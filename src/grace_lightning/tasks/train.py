@@ -28,12 +28,13 @@ from grace_lightning.checkpoint import (
     resume,
 )
 from grace_lightning.config import build, check, check_value
-from grace_lightning.data import TRAINED_ON, GraceDataModule, GraphData, dealt_before
+from grace_lightning.data import GraceDataModule, GraphData
 from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.files import DISK_ERRORS, counted, one_line, short
 from grace_lightning.metrics import outcomes_of
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, whole_epochs
 from grace_lightning.predictor import Predictor
+from grace_lightning.splits import TRAINED_ON, dealt_before
 from grace_lightning.stopping import Stopped, stopping_on_signals
 from grace_lightning.sweeps import check_objective, in_sweep
 from grace_lightning.tasks.common import Config, on_devices, plain, quiet_lightning
