@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
     *("errors", "files", "stopping", "config", "legacy", "raster", "graph", "truth", "clean", "flatten", "io"),
-    *("simulate", "ridges", "splits"),
+    *("simulate", "ridges", "scenes", "splits"),
     *("augment", "data", "features", "models", "link", "metrics", "figures", "module", "checkpoint", "predictor"),
     *("sweeps", "callbacks", "dashboards", "tasks", "cli"),
 ]

@@ -138,7 +138,7 @@ def _anywhere(size: tuple[int, int], scale: float, shapes: Sequence[str], genera
     shape, turn, point = uniform(3, generator=generator)
     sine, cosine = np.sin(2 * pi * turn), np.cos(2 * pi * turn)
     polyline = SHAPES[shapes[int(shape * len(shapes))]](min(size), scale, generator)
-    line = _resampled(polyline @ np.array([[cosine, sine], [-sine, cosine]]))
+    line = resampled(polyline @ np.array([[cosine, sine], [-sine, cosine]]))
     anchor = (0.1 + 0.8 * uniform(2, generator=generator)) * size[::-1]
     return np.asarray(line - line[int(point * len(line))] + anchor)
 
@@ -148,10 +148,11 @@ def _alongside(line: Floats, scale: float, generator: Generator) -> Floats:
     first, last, side, gap = uniform(4, generator=generator)
     stretch = slice(int(0.3 * first * len(line)), ceil((1 - 0.3 * last) * len(line)))
     offset = scale * (1 + 0.15 * gap) * (1 if side < 0.5 else -1)
-    return _resampled((line + offset * normals(line))[stretch])
+    return resampled((line + offset * normals(line))[stretch])
 
 
-def _resampled(polyline: Floats) -> Floats:
+def resampled(polyline: Floats) -> Floats:
+    """Return points of a polyline (P, 2) that are :data:`STEP` apart along it, (any, 2)."""
     arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(polyline, axis=0).T))])
     steps = np.arange(0, arc[-1], STEP)
     return np.stack([np.interp(steps, arc, polyline[:, axis]) for axis in (0, 1)], axis=1)
@@ -162,29 +163,46 @@ def in_image(points: NDArray[np.floating], size: tuple[int, int]) -> Bools:
     return np.asarray(inside_image(torch.from_numpy(points), size))
 
 
-def filament_density(along: Floats, across: Floats, scale: float, period: float) -> Floats:
-    """Return the density of two strands of subunits, wound around each other, in a round body with a soft rim."""
+def strands(along: Floats, across: Floats, scale: Floats | float, period: float) -> Floats:
+    """Return the density of two strands of subunits, wound around each other, in a round body."""
     phase, distance = pi * along / period, across / scale
     # They reach 0.22 widths from the axis, have a standard deviation of 0.16 widths, and 4 subunits a period.
-    strands = sum(np.exp(-(((distance - s * 0.22 * np.cos(phase)) / 0.16) ** 2) / 2) for s in (1, -1))
+    both = sum(np.exp(-(((distance - s * 0.22 * np.cos(phase)) / 0.16) ** 2) / 2) for s in (1, -1))
     subunits = 1 + 0.2 * np.cos(2 * 4 * phase)
     body = np.sqrt(np.clip(1 - (2 * distance) ** 2, 0, None))
-    return np.asarray((strands * subunits + 0.5 * body) / (1 + np.exp(2 * np.abs(across) - scale)))
+    return np.asarray(both * subunits + 0.5 * body)
+
+
+def filament_density(along: Floats, across: Floats, scale: float, period: float) -> Floats:
+    """Return the density of two :func:`strands` with a soft rim."""
+    return np.asarray(strands(along, across, scale, period) / (1 + np.exp(2 * np.abs(across) - scale)))
+
+
+def near_line(
+    line: Floats, reach: float, shape: tuple[int, int], where: Bools | None = None
+) -> tuple[Ints, Ints, Ints, Floats, Floats]:
+    """Return the pixels of a canvas of ``shape`` within ``reach`` of a line (P, 2), pixels of the image.
+
+    For each: row and column in the canvas, the nearest point of the line, and how far it lies along the line and across
+    it. Only points ``where`` (P,) bool are looked at.
+    """
+    outwards, points = normals(line), np.arange(len(line)) if where is None else np.flatnonzero(where)
+    offsets = np.arange(-reach, reach + 0.7, 0.7)  # so close that no pixel is left out
+    places = MARGIN + line[points] + offsets[:, None, None] * outwards[points]
+    column, row = np.rint(places).astype(np.int64).reshape(-1, 2).T
+    inside = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+    row, column = np.divmod(np.unique(row[inside] * shape[1] + column[inside]), shape[1])
+    pixels = np.stack([column, row], axis=1) - MARGIN
+    point = points[KDTree(line[points]).query(pixels)[1]]
+    (x, y), (out_x, out_y) = (pixels - line[point]).T, outwards[point].T
+    return row, column, point, STEP * point + x * out_y - y * out_x, x * out_x + y * out_y
 
 
 def draw_filament(
     canvas: Image, line: Floats, scale: float, period: float, strength: float, generator: Generator
 ) -> tuple[Ints, Ints]:
     """Add a filament's density to ``canvas``; return rows and columns of its body."""
-    outwards, reach = normals(line), scale / 2 + 2
-    offsets = np.arange(-reach, reach + 0.7, 0.7)  # so close that no pixel is left out
-    column, row = np.rint(MARGIN + line + offsets[:, None, None] * outwards).astype(np.int64).reshape(-1, 2).T
-    inside = (row >= 0) & (row < canvas.shape[0]) & (column >= 0) & (column < canvas.shape[1])
-    row, column = np.divmod(np.unique(row[inside] * canvas.shape[1] + column[inside]), canvas.shape[1])
-    places = np.stack([column, row], axis=1) - MARGIN
-    point = KDTree(line).query(places)[1]
-    (x, y), (out_x, out_y) = (places - line[point]).T, outwards[point].T
-    along, across = STEP * point + x * out_y - y * out_x, x * out_x + y * out_y
+    row, column, _, along, across = near_line(line, scale / 2 + 2, (canvas.shape[0], canvas.shape[1]))
     start = between(0, 2 * period, generator)
     canvas[row, column] += strength * filament_density(start + along, across, scale, period)
     body = np.abs(across) <= scale / 2
@@ -413,7 +431,7 @@ def simulate_folder(
         write_json(image.with_suffix(".instances.json"), instances)
         with replacing(image) as unfinished, mrcfile.new(unfinished) as file:
             file.set_data(sample.image[0].numpy())
-            file.voxel_size = simulator.pixel_size
+            file.voxel_size = sample.metadata["pixel_size"]
     return [image.stem for image in images]
 
 
