@@ -60,7 +60,7 @@ class Kind:
     p_hub: float = 0.1  # that filaments fan out from a place
     p_texture: float = 0.5  # that filaments are periodic
     p_aligned: float = 0.3  # that they have a direction in common
-    spread: float = 0.12  # of widths within a scene, standard deviation of the logarithm
+    spread: float = 0.1  # of widths within a scene, standard deviation of the logarithm
     taper: float = 0.1  # probability that filaments thin out towards one end
     blur: Range = (0.0, 0.35)  # standard deviation
     halo: float = 0.4  # probability of a halo around everything
@@ -97,8 +97,8 @@ KINDS: dict[str, Kind] = {
     ),
     "sem": Kind(
         profiles=("flat", "round"), opaque=0.8, density=(0.06, 0.3), radius=(5, 60), length=(15, 200), p_bundle=0.15,
-        p_hub=0.25, p_texture=0.1, spread=0.4, taper=0.3, blur=(0.05, 0.25), halo=0.2, background=(0.0, 0.3), film=0.05,
-        streaks=0.1, blobs=3, grains=1.5, scratches=6, gamma=(0.5, 1.8), clearest=60,
+        p_hub=0.25, p_texture=0.1, spread=0.25, taper=0.3, blur=(0.05, 0.25), halo=0.2, background=(0.0, 0.3),
+        film=0.05, streaks=0.1, blobs=3, grains=1.5, scratches=6, gamma=(0.5, 1.8), clearest=60,
     ),
     "interference": Kind(
         profiles=("gauss", "round"), radius=(25, 500), length=(10, 200), density=(0.02, 0.12), p_texture=0.1,
@@ -112,7 +112,7 @@ KINDS: dict[str, Kind] = {
     ),
     "photograph": Kind(
         profiles=("round", "flat", "gauss"), opaque=0.7, radius=(12, 150), density=(0.02, 0.15), length=(10, 80),
-        p_hub=0.7, p_bundle=0.15, p_texture=0.05, taper=0.6, spread=0.2, halo=0.1, background=(0.1, 0.6), streaks=0.4,
+        p_hub=0.7, p_bundle=0.15, p_texture=0.05, taper=0.6, spread=0.15, halo=0.1, background=(0.1, 0.6), streaks=0.4,
         film=0.3, blobs=3, steps=1.5, scratches=0.7, vesicles=0.2, grains=0.5, clearest=30,
     ),
 }  # fmt: skip
@@ -162,8 +162,7 @@ class AnyScene:
         scale = _log_uniform(self.scale, rng)
         polarity = self.polarity or str(rng.choice(kind.polarity))
         size = self.size[0], self.size[1]
-        # Filaments are not as wide as anybody says, neither all nor one.
-        bodies = list(lay_bodies(size, scale * rng.uniform(0.8, 1.25), kind, rng))
+        bodies = list(lay_bodies(size, scale, kind, rng))
         scene = _Canvas(size, scale, kind, rng)
         annotation = scene.draw_filaments(bodies)
         contrast = self._contrast(kind, rng)
@@ -186,7 +185,7 @@ class AnyScene:
         self, image: Image, bodies: Sequence[Body], scale: float, polarity: str, rng: Generator
     ) -> torch.Tensor:
         """Return detections (N, 2) float32 in random order: of ridges, or as a picker gives them."""
-        width = max(3.0, scale * rng.uniform(0.8, 1.25))
+        width = max(3.0, scale * rng.uniform(0.9, 1.5))
         spacing = max(2.0, scale * _uniform(self.spacing, rng))
         detector = RidgeDetector(width, spacing, _uniform(self.threshold, rng), polarity)  # type: ignore[arg-type]
         found = detector(torch.from_numpy(image)[None])[["x", "y"]].to_numpy()
@@ -231,8 +230,11 @@ def _members(bodies: Sequence[Body], pos: Floats, positive: Bools) -> dict[str, 
 
 
 def _half(width: Floats) -> Floats:
-    """Return how far from its centre line a filament's annotation reaches: half its width, but two pixels at least."""
-    return np.asarray(np.maximum(width / 2, 2.0))
+    """Return how far from its centre line a filament's annotation reaches, at least two pixels.
+
+    That is a little beyond its rim: the ridges of a hollow filament are its walls.
+    """
+    return np.asarray(np.maximum(0.6 * width, 2.0))
 
 
 def lay_bodies(size: tuple[int, int], scale: float, kind: Kind, rng: Generator) -> Iterator[Body]:
@@ -254,13 +256,18 @@ def lay_bodies(size: tuple[int, int], scale: float, kind: Kind, rng: Generator) 
             if len(line) * STEP < SHORTEST * scale:
                 continue
             along = np.linspace(-1, 1, len(line)) * rng.choice([-1, 1])
-            width = scale * np.exp(rng.normal(0, kind.spread)) * (1 - taper * (along + 1) / 2)
-            width = np.maximum(width * (1 + 0.15 * _slow(len(line), 10 * scale, rng)), 2.0)
+            width = scale * np.exp(kind.spread * _bounded(rng)) * (1 - taper * (along + 1) / 2)
+            width = np.maximum(width * (1 + 0.06 * _slow(len(line), 10 * scale, rng)), 2.0)
             strength = np.exp(fading * rng.normal()) * np.clip(1 + fading * _slow(len(line), 15 * scale, rng), 0.3, 2)
             covered += float(width.sum()) * STEP
             yield Body(line, width, strength)
         if covered >= wanted:
             return
+
+
+def _bounded(rng: Generator) -> float:
+    """Draw a number of about mean 0 and standard deviation 1, but at most 2 from 0."""
+    return float(np.clip(rng.normal(), -2, 2))
 
 
 def _anywhere(size: tuple[int, int], rng: Generator) -> Floats:
