@@ -6,7 +6,8 @@
 Simulated micrographs, of whose detections as many are kept. First part by part, one after the other; then the command
 itself, which reads ahead while it works: the difference between two runs, of all images and of one, by the images
 between. The goal is 5 s per image of 4096 x 4096 pixels with 1,000 detections on two cores. Without a checkpoint, an
-untrained network of the default size is taken: all costs but the linker's are those of a trained one.
+untrained network of the default size is taken: all costs but the linker's are those of a trained one. With ``--alone``
+the detections are found along ridges, and width and polarity are estimated: the goal is 4 CPU s.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from grace_lightning import Predictor, figures, io
+from grace_lightning.estimate import estimate
+from grace_lightning.ridges import RidgeDetector
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks.predict import Export, Micrograph, predict, write_results
 
@@ -51,7 +54,7 @@ def clocked(step: Callable[[], Any]) -> tuple[Any, np.ndarray]:
     return value, np.array([time.perf_counter(), time.process_time()]) - start
 
 
-def parts(predictor: Predictor, image: Path, out_dir: Path) -> Times:
+def parts(predictor: Predictor, image: Path, out_dir: Path, alone: bool = False) -> Times:
     """Do one micrograph part by part."""
     times: Times = {}
 
@@ -61,7 +64,12 @@ def parts(predictor: Predictor, image: Path, out_dir: Path) -> Times:
         return value
 
     pixels = timed("read", lambda: io.read_image(image))
-    pos, confidence = timed("read", lambda: io.read_points(image.with_suffix(".h5")))
+    if alone:
+        found = timed("estimate", lambda: estimate([pixels]))
+        detector = RidgeDetector(scale=found.scale, polarity=found.polarity)
+        pos, confidence = timed("ridges", lambda: predictor.detect(pixels, detector))
+    else:
+        pos, confidence = timed("read", lambda: io.read_points(image.with_suffix(".h5")))
     prepared = timed("graph, flattened image", lambda: predictor.prepare(pixels, pos, confidence))
     said = timed("features, network", lambda: predictor.probabilities(prepared.data))
     timed("link", lambda: predictor.link(prepared.graph, said))
@@ -79,9 +87,10 @@ def parts(predictor: Predictor, image: Path, out_dir: Path) -> Times:
     return times
 
 
-def command(checkpoint: Path, image_dir: Path, out_dir: Path) -> np.ndarray:
+def command(checkpoint: Path, image_dir: Path, out_dir: Path, alone: bool) -> np.ndarray:
     """Return wall and CPU seconds of the whole task."""
-    cfg = compose("predict", f"checkpoint={checkpoint}", f"image_dir={image_dir}", f"out_dir={out_dir}")
+    keys = ["detections=ridge", "features.scale=auto", "polarity=auto"] if alone else []
+    cfg = compose("predict", f"checkpoint={checkpoint}", f"image_dir={image_dir}", f"out_dir={out_dir}", *keys)
     with contextlib.redirect_stdout(streams.StringIO()):
         return clocked(lambda: predict(cfg))[1]
 
@@ -92,6 +101,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096, help="side of the micrographs, pixels")
     parser.add_argument("--detections", type=int, default=1000)
     parser.add_argument("--images", type=int, default=4, help="2 or more")
+    parser.add_argument("--alone", action="store_true", help="without detections, width and polarity")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -102,14 +112,17 @@ def main() -> None:
             (folder / "one" / f"{images[0].stem}{suffix}").hardlink_to(images[0].with_suffix(suffix))
         out_dir = folder / "parts"
         out_dir.mkdir()
-        predictor = Predictor.from_checkpoint(checkpoint)
-        parts(predictor, images[0], out_dir)  # what happens only once
-        times = [parts(predictor, image, out_dir) for image in images]
-        one = command(checkpoint, folder / "one", folder / "out_one")
-        every = command(checkpoint, folder / "all", folder / "out_all")
+        known = estimate([io.read_image(images[0])]) if args.alone else None
+        looks = {"scale": known.scale, "polarity": known.polarity} if known else {}
+        predictor = Predictor.from_checkpoint(checkpoint, **looks)
+        parts(predictor, images[0], out_dir, args.alone)  # what happens only once
+        times = [parts(predictor, image, out_dir, args.alone) for image in images]
+        one = command(checkpoint, folder / "one", folder / "out_one", args.alone)
+        every = command(checkpoint, folder / "all", folder / "out_all", args.alone)
     rows = {part: sum(each[part] for each in times) / args.images for part in times[0]}
     rows |= {"one after the other": sum(rows.values()), "grace-predict": (every - one) / (args.images - 1)}
-    title = f"seconds per image of {args.size} x {args.size} pixels with {args.detections} detections"
+    points = "alone" if args.alone else f"with {args.detections} detections"
+    title = f"seconds per image of {args.size} x {args.size} pixels {points}"
     table = Table("", "wall", "CPU", title=f"{title}; {torch.get_num_threads()} threads")
     for part, seconds in rows.items():
         table.add_row(part, *(f"{value:.2f}" for value in seconds))

@@ -27,6 +27,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
         )
     ],
     "epoch": [("--models gcn gat --augment none default --images 2 --nodes 20 --size 96 --epochs 1", ["gcn", "gat"])],
+    "estimate": [("--folders 1 --images 1 --size 128 --contrast clear --seed 1", ["any", "default", "all"])],
     "features": [
         (
             "--name efficientnet_lite0 --size 96 --detections 5 --micrograph 96 128 --views 96 5",
@@ -46,6 +47,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
     "predict": [
         ("--size 192 --detections 20 --images 2", ["one after the other", "grace-predict"]),
         ("--size 192 --detections 20 --images 2 --checkpoint {checkpoint}", ["one after the other", "grace-predict"]),
+        ("--size 192 --detections 20 --images 2 --alone", ["estimate", "ridges", "grace-predict"]),
     ],
     "prepare": [("--nodes 50 60 --size 96 --repeats 1", ["patches and statistics", "total", "goal"])],
     "reference": [

@@ -13,7 +13,18 @@ from grace_lightning.errors import InputError
 
 CONF = config_dir()
 OPTIONS = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.parent.name != "experiment"]
-AT_RUN_TIME = {"sigma", "augment", "views", "dealt", "node_features", "edge_features", "features", "network", "config"}
+AT_RUN_TIME = {
+    "sigma",
+    "features_scale",
+    "augment",
+    "views",
+    "dealt",
+    "node_features",
+    "edge_features",
+    "features",
+    "network",
+    "config",
+}
 
 
 def compose(name, *overrides):

@@ -2,11 +2,14 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import imagecodecs
+import mrcfile
 import pytest
 import torch
 from helpers import random_sample
+from scipy.ndimage import gaussian_filter
 from torch_geometric.data import Batch
 
 from grace_lightning.augment import Augmentation, RandomXYTranslation
@@ -18,6 +21,7 @@ from grace_lightning.data import (
     graph_data,
 )
 from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.flatten import magnified
 from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
 from grace_lightning.splits import Dealt, dealt_before, split_names
@@ -135,6 +139,45 @@ class TestFolders:
         assert digests(other) == first
         shutil.copy(folder / "m0.png", other / "m1.png")
         assert [name for name, digest in digests(other).items() if digest != first[name]] == ["m1"]
+
+
+class TestMagnification:
+    @pytest.fixture
+    def scenes(self, tmp_path):
+        """A smooth scene of filaments 10 pixels wide, and in ``other`` the same twice as large and inverted."""
+        sample = random_sample()
+        image = torch.from_numpy(gaussian_filter(sample.image.numpy(), (0, 3, 3)))
+        pos, (rows, columns) = sample.graph.pos, (torch.arange(length) // 2 for length in (192, 256))
+        for name, factor, sign, metadata in (("one", 1, 1, {}), ("other", 2, -1, {"scale": 20, "polarity": "bright"})):
+            (tmp_path / name).mkdir()
+            mrcfile.write(tmp_path / name / "a.mrc", sign * magnified(image, factor)[0].numpy())
+            graph = replace(sample.graph, pos=factor * (pos + 0.5) - 0.5)
+            mask = sample.annotation if factor == 1 else sample.annotation[rows][:, columns]
+            metadata |= {"image_filename": "a"}
+            write_grace(tmp_path / name / "a.grace", graph, annotation=mask, metadata=metadata)
+        return tmp_path
+
+    @pytest.mark.parametrize(("scale", "polarity"), [(20.0, "bright"), ("each", "each")])
+    def test_filaments_become_as_wide_as_the_network_sees_them_and_dark(self, scenes, scale, polarity):
+        seen = {"sigma": 20.0, "features_scale": 10.0}
+        one = loaded(infer_image_dir=scenes / "one", **seen).dataset("infer")
+        other = loaded(infer_image_dir=scenes / "other", scale=scale, polarity=polarity, **seen).dataset("infer")
+        for key in ("node_label", "edge_label", "edge_index"):
+            assert torch.equal(other.graph(0)[key], one.graph(0)[key])
+        for key in ("pos", "edge_attr"):
+            torch.testing.assert_close(other.graph(0)[key], one.graph(0)[key], atol=1e-3, rtol=0)
+        inner = (slice(4, -4), slice(4, -4))
+        torch.testing.assert_close(other.sample(0).image[0][inner], one.sample(0).image[0][inner], atol=0.1, rtol=0)
+        assert torch.equal(other.sample(0).annotation, one.sample(0).annotation)
+        assert [f.tolist() for f in other.sample(0).truth.filaments] == [
+            f.tolist() for f in one.sample(0).truth.filaments
+        ]
+
+    def test_what_metadata_lack_is_named(self, scenes):
+        with pytest.raises(InputError, match=r"a\.grace/metadata\.json: scale, as data.scale=each asks for: None, exp"):
+            loaded(infer_image_dir=scenes / "one", scale="each").dataset("infer").sample(0)
+        with pytest.raises(InputError, match=r"data.scale: -3.0, expected more than 0 pixels"):
+            GraceDataModule(scale=-3.0)
 
 
 class TestKeptSplit:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
     *("errors", "files", "stopping", "config", "legacy", "raster", "graph", "truth", "clean", "flatten", "io"),
-    *("simulate", "ridges", "scenes", "splits"),
+    *("simulate", "ridges", "estimate", "scenes", "splits"),
     *("augment", "data", "features", "models", "link", "metrics", "figures", "module", "checkpoint", "predictor"),
     *("sweeps", "callbacks", "dashboards", "tasks", "cli"),
 ]

@@ -460,7 +460,8 @@ def test_detections_may_lie_elsewhere_and_what_has_no_partner_is_named(predicted
     assert f"no detections for 1 of 2 images, left out: {NAMES[1]}" in err
     assert f"no image for 1 detection file, left out: {NAMES[0]}.cbox" in err
     assert {name for name in made() if name.endswith(".grace")} == {f"{NAMES[2]}.grace"}
-    expect_refusal(predicted(), r"no detections .* for any of 2 images in .*, such as micrograph_0001\.h5")
+    refused = r"no detections .* for any of 2 images in .*, such as micrograph_0001\.h5"
+    expect_refusal(predicted("detections=files"), refused)
     expect_refusal(predicted(f"out_dir={data}"), "out_dir: .* is image_dir too")
 
 
@@ -686,3 +687,97 @@ class TestSeveralCheckpoints:
         assert Predictor.from_checkpoint(both, scale=SCALE).scale == SCALE
         with pytest.raises(InputError, match="checkpoint: none, expected one or more"):
             Predictor.from_checkpoint([])
+
+
+class TestNothingButImages:
+    """No checkpoint, no detections, no width: the network of the package, which knows many kinds of images."""
+
+    @pytest.fixture
+    def alone(self, run, checkpoint, data, tmp_path, monkeypatch):
+        saved = torch.load(checkpoint, weights_only=True)
+        saved["grace_lightning"]["data"] |= {"scale": "each", "polarity": "each"}
+        torch.save(saved, tmp_path / "general.ckpt")
+        monkeypatch.setattr("grace_lightning.checkpoint.GENERAL_FILE", tmp_path / "general.ckpt")
+        for path in data.glob("*.h5"):
+            path.rename(tmp_path / path.name)
+        keys = [f"image_dir={data}", "out_dir=out", "trainer.accelerator=cpu"]
+        return lambda *more: run("predict", *keys, *more)
+
+    def test_what_filaments_look_like_is_estimated_told_and_remembered(self, alone, data):
+        (data / f"{NAMES[2]}.mrc").rename("later.mrc")
+        status, out, err = alone()
+        assert (status, err) == (0, "")
+        told = r"no detections beside any image; found along ridges\nfilaments are (\S+) pixels wide and dark "
+        scale = float(
+            re.match(told + r"\(estimated from 2 of 2 images; features.scale= and polarity= override\)", out)[1]
+        )
+        assert scale == pytest.approx(SCALE, rel=0.35)
+        assert len(pd.read_csv("out/filaments.csv")) > 0
+        Path("later.mrc").rename(data / f"{NAMES[2]}.mrc")
+        status, out, err = alone()
+        assert (status, err) == (0, "")
+        assert re.match(told + r"\(as in the images that are done; .*\n3 images, .* \(2 done before", out)
+        record = task.read_record(Path("out"), NAMES[2])
+        assert (record["scale"], record["polarity"], record["detections"]["scale"]) == (scale, "dark", scale)
+
+    def test_bright_filaments_are_found_as_dark_ones_are(self, alone, data):
+        given = [f"features.scale={SCALE}", "export.png=false"]
+        assert alone(*given, "polarity=dark")[:2][1].count("filaments are") == 0
+        dark = pd.read_csv("out/filaments.csv")
+        for name in NAMES:
+            mrcfile.write(data / f"{name}.mrc", -mrcfile.read(data / f"{name}.mrc"), overwrite=True, voxel_size=4)
+        status, out, _ = alone(*given, "overwrite=true")
+        assert status == 0
+        assert "filaments are bright (estimated from 3 of 3 images; polarity= overrides)" in out
+        pd.testing.assert_frame_equal(dark, pd.read_csv("out/filaments.csv"), rtol=1e-3)
+
+    def test_ridges_where_some_images_have_files(self, alone, data, tmp_path):
+        shutil.copy(tmp_path / f"{NAMES[0]}.h5", data)
+        status, out, err = alone("export.png=false")
+        assert (status, out.count("found along ridges")) == (0, 0)
+        assert "no detections for 2 of 3 images, left out" in err
+        assert "detections=ridge finds" in err
+        status, out, _ = alone("export.png=false", "detections=ridge", "detections.threshold=4", "overwrite=true")
+        assert status == 0
+        assert "3 images" in out
+        expect_refusal(alone("detections=ridge", f"detections_dir={tmp_path}"), "leave out one of detections_dir and")
+        expect_refusal(alone("detections=files", f"image_dir={tmp_path}"), "no images")
+
+    def test_doubt_is_said_and_nothing_fails(self, alone, data):
+        for name, shape in zip(NAMES, [(90, 90), (7, 9), (300, 40)], strict=True):
+            noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+            mrcfile.write(data / f"{name}.mrc", noise, overwrite=True, voxel_size=4)
+        status, out, err = alone()
+        assert status == 0
+        assert "3 images, 0 filaments" in out
+        assert err.startswith("warning: little in the images looks like filaments")
+
+    def test_bad_words_and_a_missing_network(self, alone, data, monkeypatch, tmp_path):
+        expect_refusal(alone("polarity=foo"), "polarity: 'foo', expected")
+        expect_refusal(alone("features.scale=wide"), "features.scale: 'wide', expected")
+        monkeypatch.setattr("grace_lightning.checkpoint.GENERAL_FILE", tmp_path / "none.ckpt")
+        expect_refusal(alone(), "checkpoint=general: .*none.ckpt is missing")
+        for path in data.glob("*.mrc"):
+            path.write_bytes(b"cut")
+        expect_refusal(alone(), "is missing")
+
+    def test_from_python(self, checkpoint, given, tmp_path):
+        saved = torch.load(checkpoint, weights_only=True)
+        saved["grace_lightning"]["data"] |= {"scale": "each", "polarity": "each"}
+        torch.save(saved, tmp_path / "general.ckpt")
+        with pytest.raises(InputError, match=r"features\.scale: is not given.*estimate"):
+            Predictor.from_checkpoint(tmp_path / "general.ckpt")
+        known = Predictor.from_checkpoint(tmp_path / "general.ckpt", scale=SCALE, polarity="bright")
+        image = given[0][0].numpy()
+        assert [f.path.tolist() for f in known(-image).filaments] == [
+            f.path.tolist() for f in predict(tmp_path / "general.ckpt", image, scale=SCALE)
+        ]
+
+    def test_as_in_training(self, checkpoint, tmp_path):
+        saved = torch.load(checkpoint, weights_only=True)
+        saved["grace_lightning"]["data"] |= {"scale": 17.5, "polarity": "bright"}
+        torch.save(saved, tmp_path / "own.ckpt")
+        predictor = Predictor.from_checkpoint(tmp_path / "own.ckpt")
+        assert (predictor.scale, predictor.linker.scale, predictor.polarity) == (17.5, 17.5, "bright")
+        with pytest.raises(InputError, match=r"different data\.polarity, null, bright: give polarity"):
+            Predictor.from_checkpoint([checkpoint, tmp_path / "own.ckpt"], scale=10.0)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from grace_lightning.config import build, differing, selected
+from grace_lightning.data import Polarity
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.features import Features
 from grace_lightning.files import replacing
@@ -30,14 +31,27 @@ Checkpoints = str | Path | Sequence[str | Path]
 BEST = Path("model", "best.ckpt")
 """Where a run's folder has its best checkpoint."""
 
+GENERAL, GENERAL_FILE = "general", Path(__file__).with_name("general.ckpt")
+"""Name and file of the network that comes with the package; it was trained on simulated filaments of many kinds."""
+
 OWN = "grace_lightning"
 """The package whose classes a checkpoint's configuration may name; the user may trust others."""
 
 
 def checkpoint_paths(given: Checkpoints) -> list[Path]:
-    """Return the files of checkpoints: of files, folders of runs, and folders of sweeps."""
+    """Return the files of checkpoints: of files, folders of runs, folders of sweeps, and of the word ``general``.
+
+    That is the network of the package, whatever lies in the current folder; ``./general`` is a path.
+    """
     files: list[Path] = []
-    for path in map(Path, [given] if isinstance(given, str | Path) else given):
+    for one in [given] if isinstance(given, str | Path) else given:
+        if one == GENERAL:
+            if not GENERAL_FILE.is_file():
+                lacks = f"{GENERAL_FILE} is missing, the network of the package"
+                raise InputError(f"checkpoint={GENERAL}: {lacks}; install it anew, or give a run's {BEST}")
+            files.append(GENERAL_FILE)
+            continue
+        path = Path(one)
         found = [path / BEST] if (path / BEST).is_file() else sorted(path.glob(f"*/{BEST.as_posix()}"))
         if path.is_dir() and not found:
             raise InputError(f"{path}: no checkpoint in it, expected a run's folder with {BEST}, or that of a sweep")
@@ -148,14 +162,32 @@ def build_linker(node: Config | None, trained: Config, scale: float | None = Non
     return linker
 
 
-def same_in_all(configs: Sequence[Config], key: str, hint: str) -> Any:
-    """Return the value that the configurations of all checkpoints have at ``group.key``, None if it is missing."""
-    group, name = key.split(".")
-    values = [config[group].get(name) for config in configs]
+def same_in_all(values: Sequence[Any], key: str, hint: str) -> Any:
+    """Return the value that the configurations of all checkpoints have at ``key``."""
     if any(value != values[0] for value in values):
         found = ", ".join("null" if value is None else str(value) for value in values)
         raise InputError(f"checkpoint: trained with different {key}, {found}: {hint}")
     return values[0]
+
+
+def scale_of_training(configs: Sequence[Config]) -> float | Literal["auto"]:
+    """Return how wide filaments were in the images that all networks were trained on, pixels.
+
+    It is ``auto`` if each image had a width of its own: then that of images to come has to be estimated, too.
+    """
+    own = [config["data"].get("scale") or config["features"]["scale"] for config in configs]
+    scale: float | Literal["each"] = same_in_all(own, "features.scale", "give features.scale")
+    return "auto" if scale == "each" else scale
+
+
+def polarity_of_training(configs: Sequence[Config]) -> Polarity | Literal["auto"] | None:
+    """Return what filaments were in the images that all networks were trained on, dark or bright; ``auto`` as above.
+
+    None: images were taken as they are.
+    """
+    own = [config["data"].get("polarity") for config in configs]
+    polarity: Polarity | Literal["each"] | None = same_in_all(own, "data.polarity", "give polarity")
+    return "auto" if polarity == "each" else polarity
 
 
 def _expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:

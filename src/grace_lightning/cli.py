@@ -155,7 +155,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-NULL_BY_DEFAULT = {"train": ("experiment",), "evaluate": ("link",), "predict": ("link",)}
+NULL_BY_DEFAULT = {"train": ("experiment",), "evaluate": ("link",), "predict": ("link", "detections")}
 
 
 def _without_null_groups(name: str, arguments: list[str]) -> list[str]:

@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from math import inf
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -16,9 +18,10 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from grace_lightning.augment import Augmentation
+from grace_lightning.config import check_value
 from grace_lightning.errors import InputError
 from grace_lightning.files import MAX_GIB, expect_folder
-from grace_lightning.flatten import flattened
+from grace_lightning.flatten import flattened, magnified
 from grace_lightning.graph import (
     Connection,
     Label,
@@ -28,10 +31,15 @@ from grace_lightning.graph import (
     encode_geometry,
     subgraphs,
 )
-from grace_lightning.io import Source, find_sources, pixel_size, read_sample
+from grace_lightning.io import Source, find_sources, pixel_size, read_image, read_sample
+from grace_lightning.io.grace import METADATA
 from grace_lightning.splits import Dealt, deal
 
 Hops = int | Literal["whole"]
+Polarity = Literal["dark", "bright"]
+
+ESTIMATED = 8
+"""At most so many images are looked at to estimate the width of filaments."""
 
 
 class GraphData(Labelled, Data):
@@ -89,6 +97,24 @@ class GraphData(Labelled, Data):
         first = accumulate((nodes for nodes, _ in sizes), initial=0)
         parts = zip(pixels, shapes, pos, edges, first, strict=False)
         return [(image.view(1, *shape), points, ends - start) for image, shape, points, ends, start in parts]
+
+
+def as_seen(sample: Sample, sigma: float | None, factor: float = 1.0, polarity: Polarity | None = None) -> Sample:
+    """Return a sample as networks see it: resampled to ``factor`` times its size, flattened, filaments dark.
+
+    Positions and annotation are resampled with the image; labels and truth stay as they are. ``sigma`` is of
+    :func:`flattened`; without ``polarity``, what filaments are, grey values keep their sign.
+    """
+    image, graph, annotation = flattened(magnified(sample.image, factor), sigma), sample.graph, sample.annotation
+    if factor != 1:
+        graph = replace(graph, pos=(graph.pos + 0.5) * factor - 0.5)
+    if factor != 1 and annotation is not None:  # by the nearest pixel: its numbers are names
+        rows, columns = (
+            ((torch.arange(length) + 0.5) / factor).long().clamp(max=before - 1)
+            for length, before in zip(image.shape[1:], annotation.shape, strict=True)
+        )
+        annotation = annotation[rows][:, columns]
+    return sample.replace(image=-image if polarity == "bright" else image, graph=graph, annotation=annotation)
 
 
 def graph_data(
@@ -181,7 +207,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class GraceDataset(Dataset[GraphData]):
-    """Annotated images with their graphs; ``read`` returns the sample of a source, its image flattened.
+    """Annotated images with their graphs; ``read`` returns the sample of a source as the network sees it.
 
     Augmentation is drawn anew at every access, or with ``views`` is one of so many fixed ones of each image (by
     ``seed``), so that a frozen network sees each but once. ``hops`` are of :func:`graph_data`.
@@ -234,12 +260,17 @@ class GraceDataModule(pl.LightningDataModule):
     Parameters
     ----------
     sigma : pixels, see :func:`grace_lightning.flatten.flattened`; given at run time, as the features ask for it
+    features_scale : width of a filament as the network sees it, pixels; given at run time
     augment, views : of the training set, see :class:`GraceDataset`; given at run time
     dealt : how ``image_dir`` was split before, which is kept; given at run time
     train_image_dir, valid_image_dir, infer_image_dir : folders of images; inference may be left out
     train_grace_dir, valid_grace_dir, infer_grace_dir : folders of ``X.grace``; None: the image folder
     image_dir, grace_dir : one folder to split instead
     split, split_seed : fractions of training, validation and inference images, and which are which
+    scale : width of a filament in the images, pixels; they are resampled so that it becomes ``features_scale``.
+        ``each``: by the metadata of each image; ``auto``: estimated from training images; None: taken as they are
+    polarity : ``dark`` or ``bright``, what filaments are; the network sees dark ones. ``each``, ``auto``, None: as
+        for ``scale``
     seed : of the order of the images, their augmentation, and the views
     batch_size, num_workers : images in a step of each process, and how many further processes prepare samples
     frame : what to take of a stack: an index or ``mean``
@@ -254,6 +285,7 @@ class GraceDataModule(pl.LightningDataModule):
     def __init__(
         self,
         sigma: float | None = None,
+        features_scale: float | None = None,
         augment: Augmentation | None = None,
         views: int | None = None,
         dealt: Dealt | None = None,
@@ -267,6 +299,8 @@ class GraceDataModule(pl.LightningDataModule):
         grace_dir: str | None = None,
         split: Sequence[float] = (0.7, 0.15, 0.15),
         split_seed: int = 0,
+        scale: float | Literal["each", "auto"] | None = None,
+        polarity: Polarity | Literal["each", "auto"] | None = None,
         seed: int = 0,
         batch_size: int = 1,
         num_workers: int = 0,
@@ -284,7 +318,10 @@ class GraceDataModule(pl.LightningDataModule):
             raise InputError(f"data.batch_size: {batch_size}, expected 1 image or more")
         if num_hops != "whole" and num_hops < 1:
             raise InputError(f"data.num_hops: {num_hops}, expected 1 or more, or 'whole'")
-        self.sigma, self.augment, self.views = sigma, augment, views
+        if isinstance(scale, int | float) and not 0 < scale < inf:
+            raise InputError(f"data.scale: {scale}, expected more than 0 pixels")
+        self.sigma, self.features_scale, self.augment, self.views = sigma, features_scale, augment, views
+        self.scale, self.polarity = scale, polarity
         self.folders = {
             "train": (train_image_dir, train_grace_dir),
             "valid": (valid_image_dir, valid_grace_dir),
@@ -300,6 +337,7 @@ class GraceDataModule(pl.LightningDataModule):
             keep_node_unknown_labels=keep_node_unknown_labels,
             keep_edge_unknown_labels=keep_edge_unknown_labels,
         )
+        self.read_pixels = partial(read_image, frame=frame, max_gib=max_gib, group="data.")
         self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
         self.simulation = simulation
         self.kept: dict[Source, Sample] = {}
@@ -317,6 +355,11 @@ class GraceDataModule(pl.LightningDataModule):
         """Find the files: of all sets for ``fit``, of the inference images for ``predict``."""
         if self.sources:
             return
+        self._find_sources(stage)
+        if "auto" in (self.scale, self.polarity):
+            self._estimate()
+
+    def _find_sources(self, stage: str | None) -> None:
         given = [f"data.{name}_image_dir" for name, (folder, _) in self.folders.items() if folder is not None]
         if self.image_dir is not None:
             if given:
@@ -342,6 +385,16 @@ class GraceDataModule(pl.LightningDataModule):
             if stage == "fit" or name == "infer"
         }
 
+    def _estimate(self) -> None:
+        """Set the width and the polarity that are ``auto`` by some of the training images."""
+        from grace_lightning.estimate import estimate
+
+        sources = self.sources["train"]
+        some = sources[:: -(-len(sources) // ESTIMATED)]
+        found = estimate(self.read_pixels(source.image) for source in some)
+        self.scale = found.scale if self.scale == "auto" else self.scale
+        self.polarity = found.polarity if self.polarity == "auto" else self.polarity
+
     def described(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the images, in plain containers.
 
@@ -357,7 +410,7 @@ class GraceDataModule(pl.LightningDataModule):
         return GraceDataset(self.sources[name], self._read, augment, views=self.views, seed=self.seed, **self.hops)
 
     def _read(self, source: Source) -> Sample:
-        """Return a sample with its image flattened, and keep it as long as there is room."""
+        """Return a sample as the network sees it, and keep it as long as there is room."""
         if source in self.kept:
             return self.kept[source]
         sample = self.read_files(source)
@@ -366,13 +419,27 @@ class GraceDataModule(pl.LightningDataModule):
         annotation = sample.annotation
         if annotation is not None:  # in two bytes, if the numbers and those of as many pasted copies fit
             annotation = annotation.to(torch.int16 if annotation.max() < 2**14 else torch.int32)
-        sample = sample.replace(image=flattened(sample.image, self.sigma), annotation=annotation)
+        scale, polarity = self._of_filaments(source, sample)
+        factor = (self.features_scale or scale) / scale if scale else 1.0
+        sample = as_seen(sample.replace(annotation=annotation), self.sigma, factor, polarity)
         tensors = [sample.image, sample.annotation, *vars(sample.graph).values()]
         size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
         if size <= self.room:
             self.room -= size
             self.kept[source] = sample
         return sample
+
+    def _of_filaments(self, source: Source, sample: Sample) -> tuple[float | None, Polarity | None]:
+        """Return how wide filaments are in an image, pixels, and what they are."""
+        given: dict[str, Any] = {"scale": self.scale, "polarity": self.polarity}
+        for key, kind in (("scale", float), ("polarity", Polarity)):
+            if given[key] == "each":
+                given[key] = sample.metadata.get(key)
+                where = f"{source.grace}/{METADATA}: {key}, as data.{key}=each asks for"
+                check_value(given[key], kind, where)
+                if key == "scale" and not 0 < given[key] < inf:
+                    raise InputError(f"{where}: {given[key]}, expected more than 0 pixels")
+        return given["scale"], given["polarity"]
 
     def _loader(self, name: str, *, training: bool = False) -> DataLoader:
         """Return batches of this process' share of a set."""

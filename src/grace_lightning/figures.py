@@ -290,13 +290,20 @@ def thumbnail(image: Tensor) -> Tensor:
     return _averaged(image, min(1.0, MAX_PIXELS / max(image.shape)))
 
 
-def overview(image: Tensor, size: Sequence[int], found: Sequence[Filament]) -> Figure:
+def overview(
+    image: Tensor,
+    size: Sequence[int],
+    found: Sequence[Filament],
+    scale: float | None = None,
+    polarity: str | None = None,
+) -> Figure:
     """Draw filaments on the micrograph, its contrast stretched; filaments near each other differ in colour.
 
-    The image is a :func:`thumbnail` (1, h, w); the micrograph's ``size`` is (H, W) pixels.
+    The image is a :func:`thumbnail` (1, h, w); the micrograph's ``size`` is (H, W) pixels. If ``scale`` is given, the
+    width of a filament in pixels, a bar in a corner is as long, and says so, and whether filaments are dark or bright.
     """
-    scale = MAX_PIXELS / max(size) / 100
-    height, width = (max(side * scale, 0.01) for side in size)
+    inches = MAX_PIXELS / max(size) / 100
+    height, width = (max(side * inches, 0.01) for side in size)
     figure = Figure(figsize=(width, height), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     # Uneven illumination has more contrast than filaments and would leave these no greys. The background is taken for
@@ -309,7 +316,21 @@ def overview(image: Tensor, size: Sequence[int], found: Sequence[Filament]) -> F
     colours = _distinct([filament.path for filament in found])
     axes.add_collection(LineCollection(lines, colors="black", linewidths=3.2, alpha=0.5, capstyle="round"))
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=1.6, capstyle="round"))
+    if scale:
+        _draw_scale(axes, size, scale, polarity)
     return figure
+
+
+def _draw_scale(axes: Any, size: Sequence[int], scale: float, polarity: str | None) -> None:
+    """Draw a bar as long as filaments are wide into the lower left corner of an overview, and say what they are."""
+    pixel = max(size) / MAX_PIXELS  # of the picture, in those of the micrograph
+    start = np.array([14 * pixel, size[0] - 14 * pixel]) - 0.5
+    end, tick = start + np.array([scale, 0]), np.array([0, 5 * pixel])
+    outlined = [withStroke(linewidth=3, foreground="black")]
+    bar = [[start, end], [start - tick, start + tick], [end - tick, end + tick]]
+    axes.add_collection(LineCollection(bar, colors="white", linewidths=1.6, path_effects=outlined))
+    words = ", ".join([f"{scale:.3g} px", *([polarity] if polarity else [])])
+    axes.text(start[0], start[1] - 10 * pixel, words, color="white", fontsize=9, path_effects=outlined)
 
 
 def _averaged(image: Tensor, factor: float) -> Tensor:

@@ -10,13 +10,22 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from grace_lightning.checkpoint import Checkpoints, Config, build_linker, checkpoint_paths, load_module, same_in_all
+from grace_lightning.checkpoint import (
+    Checkpoints,
+    Config,
+    build_linker,
+    checkpoint_paths,
+    load_module,
+    polarity_of_training,
+    same_in_all,
+    scale_of_training,
+)
 from grace_lightning.clean import cleaned
 from grace_lightning.config import check_value
-from grace_lightning.data import GraphData, graph_data
+from grace_lightning.data import GraphData, Polarity, as_seen, graph_data
 from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.estimate import estimate
 from grace_lightning.features.crops import node_patches
-from grace_lightning.flatten import flattened, magnified
 from grace_lightning.graph import (
     HEADS,
     NODE_HEADS,
@@ -30,6 +39,7 @@ from grace_lightning.graph import (
 )
 from grace_lightning.link import Linker
 from grace_lightning.module import GraceModule
+from grace_lightning.ridges import RidgeDetector
 
 SURE = 1e-6
 """Probabilities closer to 0 or 1 count as this, so that one network, sure beyond measure, does not outvote others."""
@@ -77,18 +87,24 @@ class Prepared(NamedTuple):
 class Predictor(nn.Module):
     """Finds filaments in micrographs with a trained network, or with several: then with the mean of their log-odds.
 
-    ``scale`` is the width of a filament in the images to come, pixels; None: as in training, which has to be one width
-    for all networks. Each network is shown the image resampled so that filaments are as wide as in its training.
+    ``scale`` is the width of a filament in the images to come, pixels, and ``polarity`` says what filaments are there:
+    the networks are shown the image resampled so that filaments are as wide as in training, and negated if they are
+    bright. None: as in training, which has to be the same for all networks. A network that was trained on images of
+    many kinds, such as ``general``, needs both; :func:`grace_lightning.estimate.estimate` tells them from the images.
     """
 
-    def __init__(self, modules: Sequence[GraceModule], linker: Linker, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        modules: Sequence[GraceModule],
+        linker: Linker,
+        scale: float | None = None,
+        polarity: Polarity | None = None,
+    ) -> None:
         super().__init__()
         self.networks = cast(Sequence[GraceModule], nn.ModuleList(modules).eval())
         self.linker = linker
         self.configs = [module.config for module in modules]
-        _expect_width(scale, modules)
-        self.scale: float = scale or same_in_all(self.configs, "features.scale", "give features.scale")
-        """Width of a filament, pixels."""
+        self.scale, self.polarity = _of_filaments(modules, scale, polarity)
 
     @classmethod
     def from_checkpoint(
@@ -96,6 +112,7 @@ class Predictor(nn.Module):
         path: Checkpoints,
         *,
         scale: float | None = None,
+        polarity: Polarity | None = None,
         link: Config | None = None,
         trust: str | Sequence[str] | None = None,
     ) -> "Predictor":
@@ -103,40 +120,51 @@ class Predictor(nn.Module):
 
         Parameters
         ----------
-        path : of a run's ``model/best.ckpt``, its folder, a sweep's folder, or several, whose log-odds are averaged
+        path : of a run's ``model/best.ckpt``, its folder, a sweep's folder, or several, whose log-odds are averaged;
+            ``general`` is the network of the package
         scale : width of a filament in the images to come, pixels; None: as in training
+        polarity : whether filaments are dark or bright there; None: as in training
         link : configuration of the linker; None: as the first checkpoint has it
         trust : packages beside this one whose classes a checkpoint may name
 
         Raises an :class:`InputError` if a checkpoint is damaged or not of this package, or names other classes.
         """
-        packages = [trust] if isinstance(trust, str) else trust or ()
-        modules = [load_module(one, packages) for one in checkpoint_paths(path)]
-        if not modules:
-            raise InputError("checkpoint: none, expected one or more")
-        _expect_width(scale, modules)  # before the linker, which says less about it
-        return cls(modules, build_linker(link, modules[0].config, scale), scale)
+        return cls.of_networks(load_networks(path, trust), scale=scale, polarity=polarity, link=link)
+
+    @classmethod
+    def of_networks(
+        cls,
+        modules: Sequence[GraceModule],
+        *,
+        scale: float | None = None,
+        polarity: Polarity | None = None,
+        link: Config | None = None,
+    ) -> "Predictor":
+        """Return the predictor of trained networks; see :meth:`from_checkpoint`."""
+        scale, polarity = _of_filaments(modules, scale, polarity)  # before the linker, which says less about them
+        return cls(modules, build_linker(link, modules[0].config, scale), scale, polarity)
 
     @property
     def frame(self) -> int | Literal["mean"] | None:
         """What the networks took of an image stack in training."""
-        return same_in_all(self.configs, "data.frame", "give frame")  # type: ignore[no-any-return]
+        return frame_of_training(self.networks)
 
-    def forward(self, image: ArrayLike | Tensor, pos: ArrayLike | Tensor, confidence: Any = None) -> Findings:
+    def forward(
+        self, image: ArrayLike | Tensor, pos: ArrayLike | Tensor | None = None, confidence: Any = None
+    ) -> Findings:
         """Find the filaments of one micrograph.
 
         Parameters
         ----------
         image : (H, W) or (1, H, W), any real numbers; row 0 is y = 0
-        pos : (N, 2) pixels, columns x and y; N may be 0
+        pos : (N, 2) pixels, columns x and y; N may be 0. None: points along the ridges of the image
         confidence : (N,) the detector's scores, or None
 
         Raises an :class:`InputError` for other shapes, values that are not finite, and detections outside the image.
         """
-        pixels = _tensor(image, "image")
-        pixels = pixels[None] if pixels.ndim == 2 else pixels
-        if pixels.ndim != 3 or len(pixels) != 1 or not pixels.numel():
-            raise InputError(f"image: shape {tuple(pixels.shape)}, expected (H, W)")
+        pixels = _pixels(image)
+        if pos is None:
+            return self.find(self.prepare(pixels := cleaned(pixels, "image"), *self.detect(pixels)))
         points = _tensor(pos, "pos")
         points = points.reshape(0, 2) if not points.numel() else points
         if points.ndim != 2 or points.shape[1] != 2:
@@ -145,6 +173,15 @@ class Predictor(nn.Module):
         if scores is not None and scores.shape != (len(points),):
             raise InputError(f"confidence: shape {tuple(scores.shape)}, expected ({len(points)},)")
         return self.find(self.prepare(cleaned(pixels, "image"), points, scores))
+
+    def detect(self, image: Tensor, detector: RidgeDetector | None = None) -> tuple[Tensor, Tensor]:
+        """Find detections along the ridges of an image (1, H, W): positions (N, 2), and confidence (N,), float32.
+
+        Without a ``detector``, ridges of this predictor's width and polarity are looked for.
+        """
+        detector = detector or RidgeDetector(scale=self.scale, polarity=self.polarity)
+        found = torch.from_numpy(detector(image).to_numpy(np.float32).copy())
+        return found[:, :2], found[:, 2]
 
     def prepare(self, image: Tensor, pos: Tensor, confidence: Tensor | None = None, name: str = "") -> Prepared:
         """Build the graph and flatten the image, on the CPU; arguments as for :meth:`forward`, as float32 tensors."""
@@ -159,14 +196,10 @@ class Predictor(nn.Module):
         return Prepared(data, graph, pos, torch.ones(len(pos)) if confidence is None else confidence, rows, place)
 
     def as_taken_by(self, module: GraceModule, sample: Sample) -> GraphData:
-        """Return a sample, its image not yet flattened, as a network takes it: at the magnification of its training."""
+        """Return a sample, its image not yet flattened, as a network takes it: filaments look as in its training."""
         factor, trained = module.features.scale / self.scale, module.config["data"]
         hops = {key: trained[key] for key in ("num_hops", "connection") if key in trained}
-        image = flattened(magnified(sample.image, factor), module.features.sigma)
-        data = graph_data(sample.replace(image=image), **hops)
-        if factor != 1:
-            data.pos = (data.pos + 0.5) * factor - 0.5
-        return data
+        return graph_data(as_seen(sample, module.features.sigma, factor, self.polarity), **hops)
 
     def probabilities(self, data: Sequence[GraphData]) -> dict[str, Tensor]:
         """Return the mean of the networks for one micrograph, given as each network takes it."""
@@ -210,6 +243,38 @@ class Predictor(nn.Module):
         )
 
 
+def load_networks(path: Checkpoints, trust: str | Sequence[str] | None = None) -> list[GraceModule]:
+    """Return the trained networks of checkpoints, on the CPU; see :meth:`Predictor.from_checkpoint`."""
+    packages = [trust] if isinstance(trust, str) else trust or ()
+    modules = [load_module(one, packages) for one in checkpoint_paths(path)]
+    if not modules:
+        raise InputError("checkpoint: none, expected one or more")
+    return modules
+
+
+def frame_of_training(modules: Sequence[GraceModule]) -> int | Literal["mean"] | None:
+    """Return what networks took of an image stack in training."""
+    frames = [module.config["data"].get("frame") for module in modules]
+    return same_in_all(frames, "data.frame", "give frame")  # type: ignore[no-any-return]
+
+
+def _of_filaments(
+    modules: Sequence[GraceModule], scale: float | None, polarity: Polarity | None
+) -> tuple[float, Polarity | None]:
+    """Return the width of filaments, pixels, and what they are, as in training if that is not given."""
+    check_value(polarity, Polarity | None, "polarity")
+    _expect_width(scale, modules)
+    configs = [module.config for module in modules]
+    given = scale or scale_of_training(configs), polarity or polarity_of_training(configs)
+    for key, value in zip(("features.scale", "polarity"), given, strict=True):
+        if value == "auto":
+            raise InputError(
+                f"{key}: is not given, and the network was trained on images of many kinds; "
+                "grace_lightning.estimate.estimate(images) tells scale and polarity of filaments"
+            )
+    return given  # type: ignore[return-value]
+
+
 def _expect_width(scale: float | None, modules: Sequence[GraceModule]) -> None:
     """Refuse a width of filaments, pixels, that is far from those that the networks were trained with."""
     check_value(scale, float | None, "features.scale")
@@ -245,20 +310,39 @@ def _of_detections(filament: Filament, order: Ints, start: Ints) -> Filament:
 def predict(
     checkpoint: Checkpoints | Predictor,
     image: ArrayLike | Tensor,
-    pos: ArrayLike | Tensor,
+    pos: ArrayLike | Tensor | None = None,
     *,
     scale: float | None = None,
+    polarity: Polarity | None = None,
 ) -> list[Filament]:
     """Find the filaments of one micrograph; see :meth:`Predictor.from_checkpoint` and :meth:`Predictor.forward`.
 
-    Instead of a checkpoint, a :class:`Predictor` may be given, so that it is read once for many micrographs.
+    Instead of a checkpoint, a :class:`Predictor` may be given, so that it is read once for many micrographs. If the
+    network was trained on images of many kinds, ``scale`` and ``polarity`` that are not given are estimated.
     """
     check_value(scale, float | None, "scale")
-    if isinstance(checkpoint, Predictor) and scale is not None:
-        raise InputError("scale: is set already by the Predictor; give it to Predictor.from_checkpoint")
-    predictor = checkpoint if isinstance(checkpoint, Predictor) else Predictor.from_checkpoint(checkpoint, scale=scale)
+    if isinstance(checkpoint, Predictor):
+        if scale is not None or polarity is not None:
+            key = "polarity" if scale is None else "scale"
+            raise InputError(f"{key}: is set already by the Predictor; give it to Predictor.from_checkpoint")
+        predictor = checkpoint
+    else:
+        modules = load_networks(checkpoint)
+        configs = [module.config for module in modules]
+        if "auto" in (scale or scale_of_training(configs), polarity or polarity_of_training(configs)):
+            found = estimate([cleaned(_pixels(image), "image")], scale, polarity)
+            scale, polarity = found.scale, found.polarity
+        predictor = Predictor.of_networks(modules, scale=scale, polarity=polarity)
     findings: Findings = predictor(image, pos)
     return findings.filaments
+
+
+def _pixels(image: ArrayLike | Tensor) -> Tensor:
+    pixels = _tensor(image, "image")
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or len(pixels) != 1 or not pixels.numel():
+        raise InputError(f"image: shape {tuple(pixels.shape)}, expected (H, W)")
+    return pixels
 
 
 def _tensor(values: Any, name: str) -> Tensor:

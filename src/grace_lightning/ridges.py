@@ -1,7 +1,7 @@
 """Detections from a micrograph alone: points along its ridges, if there is no particle picker."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,10 +20,13 @@ from grace_lightning.flatten import flatten_image
 from grace_lightning.raster import Bools, Ints, values_at
 
 Floats = NDArray[np.float32]
+Polarity = Literal["dark", "bright"]
+"""Whether filaments are darker or brighter than their surroundings."""
 
 # Standard deviations of the filter across and along a ridge, in filament widths. A bar answers a second derivative best
 # at its width over sqrt(12) = 0.29 (Lindeberg 1998, doi:10.1023/A:1008097225773).
 ACROSS, ALONG = 0.3, 1.0
+LEAST_SCALE = 3  # pixels; thinner lines are no ridges
 ORIENTATIONS = 16  # 11 degrees apart: the filter's answer falls to a half 20 degrees off the ridge
 
 
@@ -36,13 +39,13 @@ class RidgeDetector:
     and these are cut into pieces, the middle of each of which is a detection.
     """
 
-    scale: float = 20.0  # width of a filament, pixels
+    scale: float | None = None  # width of a filament, pixels; null: estimated from the image
     spacing: float | None = None  # between detections along a filament, pixels; null: ``scale``
     threshold: float = 5.0  # least height of a ridge, standard deviations of the noise; lower finds more
-    polarity: Literal["dark", "bright"] = "dark"  # whether filaments are darker or brighter than their surroundings
+    polarity: Polarity | None = None  # of filaments; null: estimated from the image
 
     def __post_init__(self) -> None:
-        for name, least in (("scale", 3), ("spacing", 2), ("threshold", 0.1)):
+        for name, least in (("scale", LEAST_SCALE), ("spacing", 2), ("threshold", 0.1)):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise InputError(f"{name}: {value}, expected {least} or more")
@@ -55,8 +58,13 @@ class RidgeDetector:
         from skimage.filters import apply_hysteresis_threshold  # here, as it takes long to import
         from skimage.morphology import skeletonize
 
-        step = max(1, int(self.scale / 6))  # six pixels a width place the centre to a fraction of a pixel
         image = mended(image)[0]
+        if self.scale is None or self.polarity is None:
+            from grace_lightning.estimate import estimate  # which needs the filter below
+
+            found = estimate([image], self.scale, self.polarity)
+            return replace(self, scale=max(found.scale, LEAST_SCALE), polarity=found.polarity)(image)
+        step = max(1, int(self.scale / 6))  # six pixels a width place the centre to a fraction of a pixel
         flat = flatten_image(image, 2 * self.scale)  # slow changes go, filaments stay
         reduced = functional.avg_pool2d(flat, step, ceil_mode=True, count_include_pad=False)[0].numpy()
         empty = blank(image)
@@ -65,10 +73,11 @@ class RidgeDetector:
             shown = (functional.avg_pool2d((~empty)[None].float(), step, ceil_mode=True)[0] > 0).numpy()
         height, direction = ridge_filter(reduced if self.polarity == "bright" else -reduced, self.scale / step, shown)
         height /= self.threshold
-        crest, offset = crests(height, direction)
         # Ridges are followed down to 0.6 of the threshold.
-        ridge = skeletonize(apply_hysteresis_threshold(np.where(crest, height, 0), 0.6, 1.0))
-        row, column = np.nonzero(ridge)
+        row, column, away = crests(height, direction, 0.6)
+        crest, offset = np.zeros_like(height), np.zeros_like(height)
+        crest[row, column], offset[row, column] = height[row, column], away
+        row, column = np.nonzero(skeletonize(apply_hysteresis_threshold(crest, 0.6, 1.0)))
         middle = spaced(row, column, (self.spacing or self.scale) / step, 2 * self.scale / step)  # shorter: blobs
         row, column = row[middle], column[middle]
         normal = np.array([np.cos(direction), np.sin(direction)])[:, row, column]
@@ -86,22 +95,38 @@ def ridge_filter(image: Floats, scale: float, shown: Bools) -> tuple[Floats, Flo
     without ridges (from its median), and the angle of the direction across the ridge, radians, from x to y. Where the
     image is not ``shown`` (H, W) the height is 0, and the answer does not count.
     """
-    margin = int(3 * ALONG * scale)
+    height, direction, spread = np.full(image.shape, -np.inf, np.float32), np.zeros(image.shape, np.float32), 0.0
+    for angle, answer in directed_answers(image, scale):
+        spread += noise_of(answer[shown]) / ORIENTATIONS
+        higher = answer > height
+        height[higher], direction[higher] = answer[higher], angle
+    return np.where(shown, height / max(spread, 1e-12), 0), direction
+
+
+def directed_answers(
+    image: Floats, scale: float, orientations: int = ORIENTATIONS, along: float = ALONG
+) -> Iterator[tuple[np.float32, Floats]]:
+    """Yield the filter's answer to bright ridges of width ``scale`` (pixels), (H, W), by direction across, radians.
+
+    Its standard deviation along the ridge is ``along`` widths.
+    """
+    margin = int(3 * along * scale)
     padded = np.pad(image, margin, mode="symmetric")
     shape = [fft.next_fast_len(size, real=True) for size in padded.shape]
     spectrum = fft.rfft2(padded, shape)
     ky = 2 * np.pi * fft.fftfreq(shape[0])[:, None].astype(np.float32)
     kx = 2 * np.pi * fft.rfftfreq(shape[1])[None].astype(np.float32)
-    height, direction, spread = np.full(image.shape, -np.inf, np.float32), np.zeros(image.shape, np.float32), 0.0
-    for angle in np.pi * np.arange(ORIENTATIONS, dtype=np.float32) / ORIENTATIONS:
-        across = ACROSS * scale * (kx * np.cos(angle) + ky * np.sin(angle))
-        along = ALONG * scale * (ky * np.cos(angle) - kx * np.sin(angle))
-        answer = fft.irfft2(spectrum * (across**2 * np.exp(-0.5 * (across**2 + along**2))), shape)
-        answer = answer[margin:, margin:][: image.shape[0], : image.shape[1]]
-        spread += float(np.median(np.abs(answer[shown]))) / 0.6745 / ORIENTATIONS if shown.any() else 0.0
-        higher = answer > height
-        height[higher], direction[higher] = answer[higher], angle
-    return np.where(shown, height / max(spread, 1e-12), 0), direction
+    for angle in np.pi * np.arange(orientations, dtype=np.float32) / orientations:
+        u = ACROSS * scale * (kx * np.cos(angle) + ky * np.sin(angle))
+        v = along * scale * (ky * np.cos(angle) - kx * np.sin(angle))
+        answer = fft.irfft2(spectrum * (u**2 * np.exp(-0.5 * (u**2 + v**2))), shape)
+        yield angle, answer[margin:, margin:][: image.shape[0], : image.shape[1]]
+
+
+def noise_of(answer: Floats) -> float:
+    """Return the standard deviation of the noise in an answer, by the median of about 20,000 of its values."""
+    some = answer.ravel()[:: max(1, answer.size // 20_000)]
+    return float(np.median(np.abs(some))) / 0.6745 if some.size else 0.0
 
 
 TURNS: dict[str, Callable[[Bools], Bools]] = {
@@ -172,18 +197,21 @@ def _contrasts(image: Tensor, masks: Sequence[Bools]) -> Floats:
     return highest
 
 
-def crests(height: Floats, direction: Floats) -> tuple[Bools, Floats]:
-    """Find pixels whose height is greatest across the ridge; see :func:`ridge_filter`.
+def crests(height: Floats, direction: Floats, least: float) -> tuple[Ints, Ints, Floats]:
+    """Find pixels above ``least`` whose height is greatest across the ridge; see :func:`ridge_filter`.
 
-    Returns them as a mask, and the distance from every pixel's centre to the crest along ``direction``, at most half.
+    Returns their rows and columns, (any,), and how far the crest is from a pixel's centre along its direction, at most
+    half a pixel.
     """
-    grid = np.indices(height.shape, dtype=np.float32)
-    normal = np.stack([np.sin(direction), np.cos(direction)])
-    before, after = (ndimage.map_coordinates(height, grid + side * normal, order=1, mode="nearest") for side in (-1, 1))
-    curvature = before + after - 2 * height
-    with np.errstate(divide="ignore", invalid="ignore"):
-        offset = np.where(curvature < 0, 0.5 * (before - after) / curvature, 0)
-    return (height >= before) & (height >= after) & (height > 0), np.clip(offset, -0.5, 0.5).astype(np.float32)
+    row, column = np.nonzero(height > least)
+    here, normal = height[row, column], np.stack([np.sin(direction[row, column]), np.cos(direction[row, column])])
+    before, after = (
+        ndimage.map_coordinates(height, [row, column] + side * normal, order=1, mode="nearest") for side in (-1, 1)
+    )
+    curvature = before + after - 2 * here
+    offset = np.clip(0.5 * (before - after) / np.where(curvature < 0, curvature, -np.inf), -0.5, 0.5)
+    top = (here >= before) & (here >= after)
+    return row[top], column[top], offset[top].astype(np.float32)
 
 
 def spaced(row: Ints, column: Ints, spacing: float, shortest: float) -> Ints:

@@ -100,8 +100,10 @@ def other_pixel_size(trained: Iterable[Mapping[str, Any]], size: float | None) -
     """
     for config in trained:
         before = selected(config, f"{TRAINED_ON}.pixel_size")
+        if selected(config, "data.scale") == "each":
+            continue
         if size and isinstance(before, int | float) and before > 0 and max(size / before, before / size) > 1.2:
-            scale = config["features"]["scale"]
+            scale = selected(config, "data.scale") or config["features"]["scale"]
             return (
                 f"{size:.4g} Angstrom per pixel, but the network was trained with {before:.4g}; if that is right, "
                 f"filaments are not {scale:g} pixels wide here: give features.scale={scale * before / size:.3g}"

@@ -5,15 +5,19 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
-from grace_lightning.errors import InputError
-from grace_lightning.files import one_line
+from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.estimate import MOST_IMAGES, estimate
+from grace_lightning.files import counted, one_line
+from grace_lightning.ridges import Polarity
 from grace_lightning.stopping import Stopped, until_stopped
 
 Config = dict[str, Any]
@@ -30,6 +34,55 @@ def expect_keys(config: Config, expected: Mapping[str, str]) -> None:
     for key, what in expected.items():
         if not config[key]:
             raise InputError(f"{key} is not set, expected {what}")
+
+
+def look_at(
+    images: Sequence[Path],
+    read: Callable[[Path], Tensor],
+    scale: float | Literal["auto"],
+    polarity: Polarity | Literal["auto"] | None,
+    before: Mapping[str, Any] | None = None,
+    group: str = "",
+) -> tuple[float, Polarity | None, str]:
+    """Return the width of filaments, pixels, and what they are, and a line that tells what was ``auto`` of these.
+
+    It is estimated from some of the ``images``, of those that can be read; or it is what ``before`` has, the record of
+    an earlier run. ``group`` is what the keys begin with that override it.
+    """
+    asked = {"scale": scale, "polarity": polarity}
+    known: Config = {key: None if value == "auto" else value for key, value in asked.items()}
+    auto = [key for key in asked if asked[key] == "auto"]
+    keys = {"scale": f"{group or 'features'}.scale=", "polarity": f"{group}.polarity=".lstrip(".")}
+    if before and all(before.get(key) for key in auto):
+        found, how = dict(before), "as in the images that are done"
+    else:
+        some, failures = images[:: -(-len(images) // MOST_IMAGES)] if images else images, []
+
+        def pixels() -> Iterator[Tensor]:
+            for path in some:
+                try:
+                    with warnings.catch_warnings(action="ignore", category=InputWarning):  # it is read again
+                        image = read(path)
+                except InputError as error:
+                    failures.append(error)
+                else:
+                    yield image
+
+        try:
+            estimated = estimate(pixels(), known["scale"], known["polarity"])
+        except InputError:
+            if len(failures) == len(some) > 0:
+                raise failures[0] from None
+            raise
+        if estimated.doubtful:
+            looks = "little in the images looks like filaments: their width or polarity is a guess"
+            warnings.warn(f"{looks}; give {' and '.join(keys[key] for key in auto)}", InputWarning, stacklevel=2)
+        found, how = vars(estimated), f"estimated from {len(some) - len(failures)} of {counted(len(images), 'image')}"
+    words = {"scale": f"{found['scale']:g} pixels wide", "polarity": found["polarity"]}
+    override = f"{' and '.join(keys[key] for key in auto)} override{'' if auto[1:] else 's'}"
+    told = f"filaments are {' and '.join(words[key] for key in auto)} ({how}; {override})"
+    taken = known | {key: found[key] for key in auto}
+    return taken["scale"], taken["polarity"], told
 
 
 def quiet_lightning() -> None:

@@ -13,13 +13,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from grace_lightning import figures
+from grace_lightning import figures, io
 from grace_lightning.config import build, check_value
 from grace_lightning.data import GraceDataModule, GraceDataset
 from grace_lightning.errors import InputError, InputWarning
-from grace_lightning.files import short, write_json
+from grace_lightning.files import MAX_GIB, short, write_json
 from grace_lightning.graph import Filament, Sample
-from grace_lightning.io import pixel_size
 from grace_lightning.metrics import (
     SCORES,
     Outcomes,
@@ -60,14 +59,16 @@ def evaluate(cfg: DictConfig) -> Metrics:
     """
     config = plain(cfg)
     quiet_lightning()
-    predictor = load_predictor(config)
+    data = config["data"]
+    images = io.find_images(data["infer_image_dir"]) if data["infer_image_dir"] else []
+    predictor = load_predictor(config, images, frame=data["frame"], max_gib=data["max_gib"] or MAX_GIB)
     brush, pictures = drawing(config, predictor.scale)
     datasets = [_infer_images(config, predictor, module) for module in predictor.networks]
     chosen = {key: config["trainer"][key] for key in ("accelerator", "devices")}
     device = on_devices(config["trainer"], lambda: Fabric(**chosen)).device
     if config["features"]["scale"] is None:
         for source in datasets[0].sources:
-            if other := other_pixel_size(predictor.configs, pixel_size(source.image)):
+            if other := other_pixel_size(predictor.configs, io.pixel_size(source.image)):
                 warnings.warn(f"{source.name}: {other}", InputWarning, stacklevel=2)
                 break
     run_dir, console = Path(config["run_dir"]), Console()
@@ -79,12 +80,13 @@ def evaluate(cfg: DictConfig) -> Metrics:
 
 def _infer_images(config: Config, predictor: Predictor, module: GraceModule) -> GraceDataset:
     """Return the images to score as a network takes them."""
-    data = {**module.config["data"], "simulation": None}
+    trained = module.config["data"]
+    data = {**trained, "simulation": None, "scale": None, "polarity": None}  # the predictor resamples images
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:
         # One folder to split in training, another one to score now: the split is over.
         data |= {"image_dir": None, "grace_dir": None, "infer_grace_dir": config["data"]["infer_grace_dir"]}
-    as_trained = predictor.scale == module.features.scale
+    as_trained = trained.get("scale") is trained.get("polarity") is None and predictor.scale == module.features.scale
     at_run_time = {"sigma": module.features.sigma if as_trained else None, "dealt": dealt_before(module.config)}
     datamodule: GraceDataModule = build(data, "data", **at_run_time)
     datamodule.setup("predict")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor, distributed
 
 from grace_lightning import figures, io
-from grace_lightning.checkpoint import checkpoint_paths
+from grace_lightning.checkpoint import checkpoint_paths, polarity_of_training, scale_of_training
 from grace_lightning.config import build, check_value
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import (
@@ -34,7 +35,8 @@ from grace_lightning.files import (
     unfinished_in,
     writing,
 )
-from grace_lightning.predictor import Findings, Predictor, Prepared
+from grace_lightning.predictor import Findings, Predictor, Prepared, frame_of_training, load_networks
+from grace_lightning.ridges import LEAST_SCALE, Polarity, RidgeDetector
 from grace_lightning.splits import other_pixel_size
 from grace_lightning.stopping import end_with_parent
 from grace_lightning.tasks.common import (
@@ -42,6 +44,7 @@ from grace_lightning.tasks.common import (
     each_image,
     exit_if_failed,
     expect_keys,
+    look_at,
     on_devices,
     plain,
     quiet_lightning,
@@ -121,15 +124,23 @@ def predict(cfg: DictConfig) -> None:
     _check(config)
     out_dir, overwrite = Path(config["out_dir"]), config["overwrite"]
     export: Export = build(config["export"], "export")
-    sources, ambiguous = _find_sources(config, out_dir)
-    predictor = load_predictor(config)
-    frame = predictor.frame if config["frame"] is None else config["frame"]
     reading: io.Reading = build(config["io"], "io")
+    detector: RidgeDetector | None = build(config.get("detections"), "detections")
+    sources, ambiguous = _find_sources(config, out_dir)
+    images = [source.image for source in sources]
+    before = None if overwrite else _record_of_any(out_dir)
+    predictor = load_predictor(config, images, frame=config["frame"], max_gib=reading.max_gib, before=before)
+    frame = predictor.frame if config["frame"] is None else config["frame"]
     exported = [Path(f"X{suffix}") for suffix in export.suffixes]
     digests = [_digest(path) for path in checkpoint_paths(config["checkpoint"])]
     settings = {"checkpoint": digests if len(digests) > 1 else digests[0], "link": config.get("link")}
     settings |= {"spacing": export.spacing, "box_size": export.box_size, "pixel_size": config["pixel_size"]}
     settings |= {"scale": predictor.scale, "frame": frame, "tiff_origin": reading.tiff_origin}
+    settings |= {"polarity": predictor.polarity} if predictor.polarity else {}
+    if not sources[0].detections:
+        read_image = partial(io.read_image, frame=frame, max_gib=reading.max_gib)
+        detector = _for_filaments(detector or RidgeDetector(), predictor, images, read_image, before)
+        settings["detections"] = dict(vars(detector))
     remove_unfinished(make_folder(out_dir, "out_dir"))
     failures, wanted = _left_to_do(sources, out_dir, export, settings, overwrite)
     skipped = {source.name for source in sources} - {source.name for source in wanted} - failures.keys()
@@ -147,13 +158,14 @@ def predict(cfg: DictConfig) -> None:
     part = Part(failures, {}, 0)
 
     def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
-        return *_read(source, predictor, frame, config["pixel_size"], reading), _record(settings, source)
+        return *_read(source, predictor, detector, frame, config["pixel_size"], reading), _record(settings, source)
 
     def find(name: str, coming: Future[tuple[Micrograph, Prepared, Config]]) -> None:
         micrograph, prepared, record = coming.result()
         with fabric.autocast():
             findings = predictor.find(prepared)
-        write_results(out_dir, micrograph, findings, export, scale=predictor.scale, record=record)
+        looks: Config = {"scale": predictor.scale, "polarity": predictor.polarity}
+        write_results(out_dir, micrograph, findings, export, record=record, **looks)
         part.pixel_sizes[name] = micrograph.pixel_size
         part.closed += sum(filament.closed for filament in findings.filaments)
 
@@ -229,16 +241,61 @@ def _warn_of_pixel_sizes(config: Config, predictor: Predictor, sizes: Mapping[st
         )
 
 
-def load_predictor(config: Config) -> Predictor:
-    """Return the predictor that ``checkpoint``, ``trust``, ``link`` and ``features.scale`` describe, on the CPU."""
+def load_predictor(
+    config: Config, images: Sequence[Path], *, frame: int | str | None, max_gib: float, before: Config | None = None
+) -> Predictor:
+    """Return the predictor that ``checkpoint``, ``trust``, ``link``, ``features.scale`` and ``polarity`` describe.
+
+    It is on the CPU. What filaments look like is taken from the record of an image done ``before``, or estimated from
+    ``images``, if so configured or if the networks were trained on images of many kinds. ``frame`` and ``max_gib`` are
+    of :func:`grace_lightning.io.read_image`; without a ``frame`` it is that of the training.
+    """
     for key in ("checkpoint", "trust"):
         check_value(config[key], str | list[str] | None, key)
-    expect_keys(config, {"checkpoint": "a file such as runs/<run>/model/best.ckpt"})
-    scale, link = config["features"]["scale"], config.get("link")
-    check_value(scale, float | None, "features.scale")
-    if scale is not None and not 1 <= scale <= 1000:
+    expect_keys(config, {"checkpoint": "a file such as runs/<run>/model/best.ckpt, or general"})
+    scale, polarity, link = config["features"]["scale"], config["polarity"], config.get("link")
+    check_value(scale, float | Literal["auto"] | None, "features.scale")
+    check_value(polarity, Literal["dark", "bright", "auto"] | None, "polarity")
+    if isinstance(scale, float | int) and not 1 <= scale <= 1000:
         raise InputError(f"features.scale: {scale}, expected the width of a filament, 1 to 1000 pixels")
-    return Predictor.from_checkpoint(config["checkpoint"], scale=scale, link=link, trust=config["trust"])
+    networks = load_networks(config["checkpoint"], config["trust"])
+    trained = [network.config for network in networks]
+    scale, polarity = scale or scale_of_training(trained), polarity or polarity_of_training(trained)
+    if "auto" in (scale, polarity):
+        frame = frame_of_training(networks) if frame is None else frame
+        read = partial(io.read_image, frame=frame, max_gib=max_gib)
+        scale, polarity, told = look_at(images, read, scale, polarity, before)
+        _tell(told)
+    return Predictor.of_networks(networks, scale=scale, polarity=polarity, link=link)
+
+
+def _for_filaments(
+    detector: RidgeDetector,
+    predictor: Predictor,
+    images: Sequence[Path],
+    read: Callable[[Path], Tensor],
+    before: Config | None,
+) -> RidgeDetector:
+    """Return a detector of ridges as wide as the predictor's filaments, and of their polarity, unless it has its own.
+
+    If the networks take images as they are, the polarity is estimated.
+    """
+    scale = detector.scale or max(predictor.scale, LEAST_SCALE)
+    polarity = detector.polarity or predictor.polarity
+    if polarity is None:
+        earlier = before["detections"] if before and isinstance(before.get("detections"), dict) else None
+        _, polarity, told = look_at(images, read, scale, "auto", earlier, group="detections")
+        _tell(told)
+    return replace(detector, scale=scale, polarity=polarity)
+
+
+def _record_of_any(out_dir: Path) -> Config | None:
+    """Return with what some image was done, whose results are in the folder, None if none was."""
+    for folder in sorted(out_dir.glob("*.grace")):
+        with suppress(InputError):
+            if record := read_record(out_dir, folder.stem):
+                return record
+    return None
 
 
 def _check(config: Config) -> None:
@@ -257,6 +314,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def _tell(message: str) -> None:
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        print(message)
+
+
 def _warn(message: str) -> None:
     if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes, the first one says it
         warnings.warn(message, InputWarning, stacklevel=3)
@@ -265,7 +327,8 @@ def _warn(message: str) -> None:
 def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[str, str]]:
     """Find images with detections, sorted by name; warn of images without, and of detections without an image.
 
-    Also returns, by name, why images fail for which several files hold detections.
+    If there are none at all, or ``detections=ridge``, all images are returned, without detections. Also returns, by
+    name, why images fail for which several files hold detections.
     """
     image_dir = Path(config["image_dir"])
     detections_dir = Path(config["detections_dir"] or image_dir)
@@ -275,12 +338,24 @@ def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[
             same = f"{out_dir} is {key} too, where results would replace images, detections or annotations"
             raise InputError(f"out_dir: {same}; choose another folder")
     images = {io.stem(path): path for path in io.find_images(image_dir)}
+    without = [io.Source(name, path) for name, path in images.items()]
+    asked = [key for key in ("detections_dir", "detections_format") if config[key] is not None]
+    if config.get("detections"):
+        if asked:
+            given = f"{asked[0]}: {config[asked[0]]}, but the detections are to be found in the images"
+            raise InputError(f"{given}; leave out one of {asked[0]} and detections=ridge")
+        return without, {}
     found = io.find_detections(detections_dir, images, config["detections_format"])
     listed = io.list_detections(detections_dir, config["detections_format"])
     alone = sorted(path.name for name, paths in listed.items() if name not in images for path in paths)
     lacking = [name for name in images if name not in found.files and name not in found.failures]
     for note in found.notes:
         _warn(note)
+    if alone and (found.files or not asked):
+        _warn(f"{detections_dir}: no image for {counted(len(alone), 'detection file')}, left out: {some(alone)}")
+    if not found.files and not found.failures and not asked and "detections" not in config:
+        _tell(f"no detections beside {'the image' if len(images) == 1 else 'any image'}; found along ridges")
+        return without, {}
     if not found.files:
         only = config["detections_format"]
         suffixes = io.DETECTION_SUFFIXES if only is None else (f".{only}",)
@@ -290,9 +365,8 @@ def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[
         )
     if lacking:
         share = f"{len(lacking)} of {counted(len(images), 'image')}"
-        _warn(f"{detections_dir}: no detections for {share}, left out: {some(lacking)}")
-    if alone:
-        _warn(f"{detections_dir}: no image for {counted(len(alone), 'detection file')}, left out: {some(alone)}")
+        found_by = "" if asked else "; detections=ridge finds some in the images themselves, in all"
+        _warn(f"{detections_dir}: no detections for {share}, left out: {some(lacking)}{found_by}")
     files = [io.Source(name, images[name], detections=path) for name, path in found.files.items()]
     return files, found.failures
 
@@ -322,8 +396,8 @@ def _left_to_do(
 
 def _record(settings: Config, source: io.Source) -> Config:
     """Return everything that an image's results depend on; files are told by their size and time."""
-    assert source.detections is not None
-    stats = {"image": source.image.stat(), "detections": source.detections.stat()}
+    files = {"image": source.image, "detections": source.detections}
+    stats = {key: path.stat() for key, path in files.items() if path}
     settings = settings if io.is_tiff(source.image) else {k: v for k, v in settings.items() if k != "tiff_origin"}
     return {**settings, **{key: [stat.st_size, stat.st_mtime_ns] for key, stat in stats.items()}}
 
@@ -331,17 +405,21 @@ def _record(settings: Config, source: io.Source) -> Config:
 def _read(
     source: io.Source,
     predictor: Predictor,
+    detector: RidgeDetector | None,
     frame: int | str | None,
     pixel_size: float | None,
     reading: io.Reading,
 ) -> tuple[Micrograph, Prepared]:
-    assert source.detections is not None
     image = io.read_image(source.image, frame=frame, max_gib=reading.max_gib)
     pixel_size = io.pixel_size(source.image) if pixel_size is None else float(pixel_size)
     size = image.shape[1], image.shape[2]
-    pos, confidence = reading.points(source.detections, source.image, size, pixel_size)
+    points: tuple[Tensor, Tensor | None]
+    if source.detections is None:
+        points = predictor.detect(image, detector)
+    else:
+        points = reading.points(source.detections, source.image, size, pixel_size)
     try:
-        prepared = predictor.prepare(image, pos, confidence, source.name)
+        prepared = predictor.prepare(image, *points, source.name)
     except InputError as error:
         raise InputError(f"{source.image}: {error}") from error
     flipped = reading.tiff_origin == "bottom" and io.is_tiff(source.image)
@@ -388,18 +466,20 @@ def write_results(
     export: Export,
     *,
     scale: float,
+    polarity: Polarity | None = None,
     record: Mapping[str, Any],
 ) -> None:
     """Write all files of an image; none is seen under its name before all are complete.
 
     If the disk is full, this is an :class:`InputError`, and all are as they were.
 
-    ``out_dir`` exists; ``scale`` is the width of a filament, pixels; ``record`` says, plainly, with what it was done.
+    ``out_dir`` exists; ``scale`` is the width of a filament, pixels; ``polarity``, for the picture, what filaments are;
+    ``record`` says, plainly, with what it was done.
     """
     name, grace = micrograph.name, f"{micrograph.name}.grace"
     with writing(out_dir / name), unfinished_in(out_dir) as unfinished:
         _write_grace(unfinished / grace, micrograph, findings, record)
-        _write_exports(unfinished, micrograph, findings, export, scale)
+        _write_exports(unfinished, micrograph, findings, export, scale, polarity)
         sync(unfinished)
         if (out_dir / grace).exists():
             for suffix in set(ALL_SUFFIXES).difference(export.suffixes):
@@ -427,7 +507,14 @@ def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record:
     summary.to_csv(path / SUMMARY, index=False, float_format="%.7g")
 
 
-def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, export: Export, scale: float) -> None:
+def _write_exports(
+    folder: Path,
+    micrograph: Micrograph,
+    findings: Findings,
+    export: Export,
+    scale: float,
+    polarity: Polarity | None,
+) -> None:
     filaments, stem, pixel_size = findings.filaments, folder / micrograph.name, micrograph.pixel_size
     if micrograph.from_bottom:  # psi turns with the path
         height = micrograph.size[0]
@@ -448,7 +535,7 @@ def _write_exports(folder: Path, micrograph: Micrograph, findings: Findings, exp
     if export.box:
         io.write_box_ends(f"{stem}.box", filaments)
     if export.png:
-        figure = figures.overview(micrograph.picture, micrograph.size, findings.filaments)
+        figure = figures.overview(micrograph.picture, micrograph.size, findings.filaments, scale, polarity)
         figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
 
 

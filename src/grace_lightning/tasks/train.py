@@ -82,7 +82,8 @@ def _train(config: Config, earlier: Config | None) -> Metrics:
     run_dir = Path(config["run_dir"])
     features = build(config["features"], "features")
     augment, views = build_augmentation(config["augment"])
-    at_run_time = {"sigma": features.sigma, "augment": augment, "views": views if features.frozen else None}
+    at_run_time = {"sigma": features.sigma, "features_scale": features.scale, "augment": augment}
+    at_run_time["views"] = views if features.frozen else None
     at_run_time["dealt"] = dealt_before(earlier[CHECKPOINT_KEY], config["ckpt_path"]) if earlier else None
     datamodule: GraceDataModule = build(config["data"], "data", **at_run_time)
     module = build_module(config, features, augment.patches)
@@ -97,6 +98,11 @@ def _train(config: Config, earlier: Config | None) -> Metrics:
     if not trainer.is_global_zero:
         warnings.simplefilter("ignore", InputWarning)  # the first process has said it
     datamodule.setup("fit")
+    if estimated := {key: getattr(datamodule, key) for key in ("scale", "polarity") if config["data"][key] == "auto"}:
+        config["data"] |= estimated  # in the checkpoint, too: images to come are taken to be like these
+        console.print("data  ", ", ".join(f"{key}={value}" for key, value in estimated.items()), highlight=False)
+    if config["evaluate"]["brush"] is not None and isinstance(datamodule.scale, int | float):
+        brush *= features.scale / datamodule.scale
     resumed = resume(config["ckpt_path"], config, _checkpoint_dir(config)) if earlier else None
     check_objective(config["objective"], infer=bool(datamodule.sources["infer"]))
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
@@ -122,7 +128,7 @@ def _train(config: Config, earlier: Config | None) -> Metrics:
     best = next((c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)), "") or resumed
     if best:
         module.load_state_dict(read_checkpoint(best)["state_dict"])
-    predictor = Predictor([module], linker).to(trainer.strategy.root_device)
+    predictor = Predictor([module], linker, features.scale, "dark").to(trainer.strategy.root_device)
     valid = datamodule.dataset("valid")
     outcomes = [
         outcomes_of(valid.sample(k).graph, predictor.probabilities([valid.graph(k)])) for k in range(len(valid))
