@@ -58,6 +58,7 @@ from numpy.random import Generator
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi, roiwrite
 
 from grace_lightning import Predictor, io
 from grace_lightning.errors import InputError, InputWarning
@@ -265,6 +266,11 @@ def detections_are_sane(path: Path) -> bool:
     return finite(pos, len(io.read_detections(path, max_gib=MAX_GIB)), 2) and (score is None or finite(score, len(pos)))
 
 
+def lines_are_sane(path: Path) -> bool:
+    lines = io.Reading(max_gib=MAX_GIB).lines(path, Path("a.mrc"), SHAPE, frame=None, pixel_size=None).lines
+    return all(line.shape == (len(line), 2) and np.abs(line).max() <= 2 * max(SHAPE) for line in lines)
+
+
 def grace_is_sane(path: Path) -> bool:
     graph, annotation, metadata = io.read_grace(path.parent, max_gib=MAX_GIB)
     ends = graph.edges
@@ -421,6 +427,20 @@ def sound_files(folder: Path) -> dict[str, Kind]:
         kinds[name.removeprefix("a.")] = Kind({name: content} | parts, spoils[Path(name).suffix], grace_is_sane)
     instances = {"a.instances.json": json.dumps({"1": [0, 1, 2], "2": [3, 4]}).encode()}
     kinds["instances.json"] = Kind(instances, spoils[".json"], instances_are_sane)
+
+    rois = [ImagejRoi.frompoints(POS[:4]), ImagejRoi.frompoints(POS[4:])]
+    for roi, options in zip(rois, (0, ROI_OPTIONS.SPLINE_FIT), strict=True):
+        roi.roitype, roi.options = ROI_TYPE.POLYLINE, roi.options | options
+    corners = "".join(f"{k // 4},path,{k},{y},{x}\n" for k, (x, y) in enumerate(POS.tolist()))
+    drawn = {
+        "roi": ({"a.roi": rois[1].tobytes()}, spoil_bytes),
+        "zip": (written("a.zip", lambda path: roiwrite(path, rois)), one_of(spoil_bytes, spoil_zip)),
+        "csv": ({"a.csv": f"index,shape-type,vertex-index,axis-0,axis-1\n{corners}".encode()}, spoil_text),
+        "json": ({"a.polylines.json": json.dumps([POS[:4].tolist(), POS[4:].tolist()]).encode()}, spoils[".json"]),
+        "star": (texts["star"], one_of(spoil_bytes, spoil_text)),
+    }
+    for name, (files, spoil) in drawn.items():
+        kinds[f"lines {name}"] = Kind(files, spoil, lines_are_sane)
 
     masks = {
         "npy": written("m.npy", lambda path: np.save(path, mask)),

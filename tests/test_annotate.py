@@ -112,12 +112,6 @@ def test_bad_masks_are_named(name, values, message, tmp_path):
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
-def test_an_empty_mask_is_used_with_a_warning(tmp_path):
-    np.save(tmp_path / "m.npy", 0 * NUMBERS)
-    with pytest.warns(InputWarning, match=r"m.npy: no pixel is annotated"):
-        assert not read_mask(tmp_path / "m.npy", (6, 9)).any()
-
-
 # ---- which mask belongs to which image --------------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ def test_matched_filaments_have_one_colour_and_number_on_both_sides():
 def test_images_without_filaments_can_be_drawn(true, found):
     sample = random_sample()
     truth, predicted = Truth([np.array([0, 1])] * true, TruthSource.NUMBERS), [filament(sample, 0, 1)] * found
-    overlap = compare(truth, predicted)
+    overlap = compare(truth, predicted, sample.graph)
     figures.pixels(figures.filaments(sample.image, sample.graph, predicted, truth, stacked=True))
     figures.pixels(figures.iou_histogram({"nodes": overlap.paired}))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grace_lightning import metrics
-from grace_lightning.graph import Filament, Truth, TruthSource
+from grace_lightning.graph import Filament, Graph, Label, Truth, TruthSource
 from grace_lightning.metrics import OBJECT_SCORES, SCORES, object_scores, overlap
 
 #                    right        wrong       UNKNOWN
@@ -137,13 +137,28 @@ def found(*groups, closed=False, path=((0.0, 0.0), (1.0, 0.0))):
     return [Filament(path, score, node, members, closed) for members in sets(*groups)]
 
 
+def ten_nodes(unknown=()):
+    node = torch.ones(10, dtype=torch.int64)
+    node[list(unknown)] = Label.UNKNOWN
+    return Graph(torch.zeros(10, 2), torch.zeros(2, 0, dtype=torch.int64)).with_labels(node=node)
+
+
 class TestFoundFilaments:
     def test_detections_on_and_beside_the_path_count(self):
         truth = Truth(sets([0, 1, 2, 3], [7, 8]), TruthSource.INSTANCES)
-        assert metrics.compare(truth, found([2, 0, 3, 9, 1, 2], [5, 4])).iou.tolist() == [[4 / 5, 0], [0, 0]]
+        compared = metrics.compare(truth, found([2, 0, 3, 9, 1, 2], [5, 4]), ten_nodes())
+        assert compared.iou.tolist() == [[4 / 5, 0], [0, 0]]
+
+    def test_unknown_detections_make_nothing_false(self):
+        graph = ten_nodes(unknown=[3, 4, 5, 6])
+        lines = found([0, 1, 2, 3], [3, 4, 5, 0], [2, 3, 4, 9], [4, 5])
+        kept = metrics.eligible(lines, graph)
+        assert [filament.members.tolist() for filament in kept] == [[0, 1, 2, 3], [2, 3, 4, 9]]
+        truth = Truth(sets([0, 1, 2]), TruthSource.INSTANCES)
+        assert metrics.compare(truth, kept, graph).iou.tolist() == [[1, 1 / 4]]
 
     def test_filaments_of_one_detection_do_not_count(self):
-        kept = metrics.large_enough(found([3], [4, 4], [5, 6], [], closed=True))
+        kept = metrics.eligible(found([3], [4, 4], [5, 6], [], closed=True), ten_nodes())
         assert [filament.members.tolist() for filament in kept] == [[5, 6]]
 
     @pytest.mark.parametrize(("closed", "drawn"), [(False, 5 + 3), (True, 5 + 3 + 4)])

@@ -25,7 +25,7 @@ from grace_lightning.features import node_patches
 from grace_lightning.files import replacing
 from grace_lightning.graph import Label, Truth
 from grace_lightning.link import Linker
-from grace_lightning.metrics import SCORES, large_enough, outcomes_of, together
+from grace_lightning.metrics import SCORES, eligible, outcomes_of, together
 from grace_lightning.module import GraceModule
 from grace_lightning.predictor import link_filaments
 
@@ -164,7 +164,7 @@ class Figures(Callback):
                 yield f"valid_graphs/{name}", jpeg(drawn, MICROGRAPH)
                 if weights is not None:
                     yield f"valid_attention/{name}", jpeg(figures.attention(image, graph, weights, name), MICROGRAPH)
-                drawn = figures.filaments(image, graph, large_enough(lines), truth, name, stacked=True)
+                drawn = figures.filaments(image, graph, eligible(lines, graph), truth, name, stacked=True)
                 yield f"valid_filaments/{name}", jpeg(drawn, FILAMENTS)
 
 

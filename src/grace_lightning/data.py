@@ -275,7 +275,8 @@ class GraceDataModule(pl.LightningDataModule):
     batch_size, num_workers : images in a step of each process, and how many further processes prepare samples
     frame : what to take of a stack: an index or ``mean``
     max_gib : GiB that an image may unpack to
-    keep_node_unknown_labels, keep_edge_unknown_labels : leave UNKNOWN out of loss and metrics; else it is negative
+    keep_node_unknown_labels, keep_edge_unknown_labels : leave UNKNOWN out of loss and metrics, or count it as
+        negative; None: as the annotation says
     num_hops : the network sees this neighbourhood of each node, or the ``whole`` graph
     connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
     cache_gib : GiB of memory for samples that are kept between epochs
@@ -306,8 +307,8 @@ class GraceDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         frame: int | Literal["mean"] | None = None,
         max_gib: float = MAX_GIB,
-        keep_node_unknown_labels: bool = False,
-        keep_edge_unknown_labels: bool = False,
+        keep_node_unknown_labels: bool | None = None,
+        keep_edge_unknown_labels: bool | None = None,
         num_hops: Hops = "whole",
         connection: Connection = "spiderweb",
         cache_gib: float = 4.0,

@@ -223,7 +223,7 @@ def filaments(
     aspect = image.shape[1] / image.shape[2]
     size, small = ((5.4, 10.8 * aspect + 1.4), 9.5) if stacked else ((15, 7.2 * aspect + 1.2), 10.0)
     figure, panels = _panels(size, 1 + stacked, 2 - stacked, sharex=True, sharey=True)
-    overlap = metrics.compare(truth, predicted)
+    overlap = metrics.compare(truth, predicted, graph)
     pairs = overlap.matched.T[overlap.matched[1].argsort()].tolist()  # from left to right, as predictions are sorted
     places = []  # of the numbers: the middle node of those in both
     for t, p in pairs:

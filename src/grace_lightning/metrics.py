@@ -16,7 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from grace_lightning.graph import Filament, Floats, Graph, Ints, Label, Truth
 from grace_lightning.raster import draw_path
-from grace_lightning.truth import MIN_NODES, annotated_objects
+from grace_lightning.truth import MIN_NODES, annotated_objects, mostly_known
 
 Scores = dict[str, float | None]  # by name; None if a score is undefined
 Outcomes = Mapping[str, tuple[Tensor, Tensor]]  # probabilities (M,) float32 and labels (M,) int64 of nodes and of edges
@@ -206,14 +206,23 @@ def overlap(true: Sequence[Ints], predicted: Sequence[Ints], size: int | None = 
     return Overlap(iou, pairs[:, iou[*pairs] > 0], both, either, size)
 
 
-def large_enough(filaments: Sequence[Filament]) -> list[Filament]:
-    """Return the filaments that count in scores: those of :data:`MIN_NODES` detections or more."""
-    return [filament for filament in filaments if len(np.unique(filament.members)) >= MIN_NODES]
+def eligible(filaments: Sequence[Filament], graph: Graph) -> list[Filament]:
+    """Return the filaments that count in scores: of :data:`MIN_NODES` detections or more, at most half of them UNKNOWN.
+
+    What lies mostly where nothing is annotated is neither right nor wrong.
+    """
+    sets = [np.unique(filament.members) for filament in filaments]
+    return [
+        filament
+        for filament, nodes in zip(filaments, sets, strict=True)
+        if len(nodes) >= MIN_NODES and mostly_known(nodes, graph)
+    ]
 
 
-def compare(truth: Truth, filaments: Sequence[Filament]) -> Overlap:
-    """Compare true and found filaments of one image as sets of detections."""
-    return overlap(truth.filaments, [filament.members for filament in filaments])
+def compare(truth: Truth, filaments: Sequence[Filament], graph: Graph) -> Overlap:
+    """Compare true and found filaments of one image as sets of detections, without those labelled UNKNOWN."""
+    known = (graph.label("node") != Label.UNKNOWN).numpy()
+    return overlap(truth.filaments, [filament.members[known[filament.members]] for filament in filaments])
 
 
 def compare_pixels(annotation: Tensor, filaments: Sequence[Filament], brush: float) -> Overlap:

@@ -34,6 +34,14 @@ def covered_lines(inside: Bools, start: Floats, end: Floats) -> Bools:
     return covered
 
 
+def dense(line: Floats, step: float = 1.0) -> Floats:
+    """Return points at most ``step`` apart, equally far from each other, along a line (P, 2): (any, 2) float64."""
+    points = np.asarray(line, dtype=np.float64)
+    arc = np.append(0.0, np.cumsum(np.hypot(*np.diff(points, axis=0).T)))
+    at = np.linspace(0, arc[-1], int(np.ceil(arc[-1] / step)) + 1)
+    return np.column_stack([np.interp(at, arc, points[:, k]) for k in (0, 1)])
+
+
 def draw_path(path: Floats, brush: float, shape: tuple[int, int], *, closed: bool = False) -> Ints:
     """Return the pixels whose centres lie within half the brush of a path: a line with round ends and bends.
 

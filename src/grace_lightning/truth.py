@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from grace_lightning.graph import Floats, Graph, Ints, Label, Sample, Truth, TruthSource, adjacency
-from grace_lightning.raster import Bools, covered_lines, values_at
+from grace_lightning.raster import Bools, covered_lines, dense, draw_path, values_at
 
 MIN_NODES = 2
 """Smaller sets of nodes, predicted or true, are no filaments and do not count."""
@@ -46,6 +46,49 @@ def label_by_mask(graph: Graph, annotation: Tensor) -> Graph:
     return graph.with_labels(node=torch.from_numpy(node).long(), edge=torch.from_numpy(edge).long())
 
 
+def draw_lines(lines: Sequence[Floats], scale: float, shape: tuple[int, int]) -> Tensor:
+    """Draw lines (P, 2) ``scale`` pixels wide: (H, W) int32, the number of the line from 1, the last one on top."""
+    annotation = np.zeros(shape, np.int32)
+    for number, line in enumerate(lines, start=1):
+        annotation.reshape(-1)[draw_path(line, scale, shape)] = number
+    return torch.from_numpy(annotation)
+
+
+def nodes_of_lines(graph: Graph, lines: Sequence[Floats], scale: float) -> dict[str, Ints]:
+    """Return the positive nodes within half a width of each line (P, 2), ascending, by its number from 1.
+
+    A node where lines cross belongs to all of them.
+    """
+    node = np.flatnonzero(graph.label("node").numpy() == Label.TRUE_POSITIVE)
+    pos, reach = graph.pos.numpy().astype(np.float64)[node], scale / 2
+    away = [KDTree(dense(line)).query(pos, distance_upper_bound=np.nextafter(reach, np.inf))[0] for line in lines]
+    return {str(number): node[np.isfinite(distance)] for number, distance in enumerate(away, start=1)}
+
+
+def with_unknown(graph: Graph, annotation: Tensor, *, reach: float | None, ignored: Tensor | None) -> Graph:
+    """Make the labels UNKNOWN where an annotation (H, W) does not say what is there.
+
+    Further than ``reach`` pixels from everything annotated nothing is known of a node, nor of an edge if that is so at
+    both its ends; None: an annotation says all. Nothing is known of nodes on pixels that are ``ignored`` ((H, W), not
+    0), and of edges that touch such pixels.
+    """
+    pos, ends = graph.pos.numpy().astype(np.float64), graph.edges.numpy()
+    node, edge = np.zeros(graph.num_nodes, np.bool_), np.zeros(graph.num_edges, np.bool_)
+    if reach is not None:
+        background = annotation.numpy() == 0
+        away = ndimage.distance_transform_edt(background) if not background.all() else np.full(background.shape, np.inf)
+        node = values_at(away, pos) > reach
+        edge = node[ends].all(axis=0)
+    if ignored is not None:
+        asked = ignored.numpy() == 0
+        node |= ~values_at(asked, pos)
+        edge |= ~covered_lines(asked, *pos[ends])
+    labels = {"node": node, "edge": edge}
+    return graph.with_labels(
+        **{head: graph.label(head).masked_fill(torch.from_numpy(to), Label.UNKNOWN) for head, to in labels.items()}
+    )
+
+
 def with_truth(sample: Sample, instances: Mapping[str, Ints] | None = None) -> Sample:
     """Add the true filaments, and the labels of all heads that they answer, to a sample with labels of node and edge.
 
@@ -60,7 +103,7 @@ def with_truth(sample: Sample, instances: Mapping[str, Ints] | None = None) -> S
     graph, annotation = sample.graph, sample.annotation
     truth = true_filaments(graph, annotation, instances)
     if truth.source is TruthSource.EDGES:
-        return sample.replace(truth=truth)
+        return sample.replace(truth=_known_parts(truth, graph))
     same = _share_a_filament(truth.filaments, graph)
     if truth.source is TruthSource.NUMBERS and annotation is not None:
         same |= _passes_under(graph, annotation.numpy())
@@ -75,7 +118,21 @@ def with_truth(sample: Sample, instances: Mapping[str, Ints] | None = None) -> S
         known = (node == Label.TRUE_POSITIVE) & torch.from_numpy(passes > 0)
         for head, least in (("two_filaments", 2), ("three_filaments", 3)):
             labels[head] = torch.where(known, torch.from_numpy(passes >= least).long(), Label.UNKNOWN.value)
-    return sample.replace(graph=graph.with_labels(**labels), truth=truth)
+    # Ends were taken of whole filaments: where what is known ends, filaments do not.
+    return sample.replace(graph=graph.with_labels(**labels), truth=_known_parts(truth, graph))
+
+
+def _known_parts(truth: Truth, graph: Graph) -> Truth:
+    """Leave out nodes labelled UNKNOWN, and filaments that :func:`mostly_known` does not count."""
+    known = (graph.label("node") != Label.UNKNOWN).numpy()
+    parts = [nodes[known[nodes]] for nodes in truth.filaments if mostly_known(nodes, graph)]
+    return Truth([nodes for nodes in parts if len(nodes) >= MIN_NODES], truth.source)
+
+
+def mostly_known(nodes: Ints, graph: Graph) -> bool:
+    """Return whether at least half of some nodes have another label than UNKNOWN."""
+    unknown = graph.label("node")[torch.from_numpy(nodes)] == Label.UNKNOWN
+    return 2 * int(unknown.sum()) <= len(unknown)
 
 
 def true_filaments(graph: Graph, annotation: Tensor | None, instances: Mapping[str, Ints] | None) -> Truth:

@@ -27,8 +27,8 @@ from grace_lightning.graph import distinct
 DetectionsFormat = Literal["h5", "star", "cbox", "box", "csv"]
 
 
-class FoundDetections(NamedTuple):
-    """The file of detections of each image, why images failed, and what to tell the user; by an image's name."""
+class Found(NamedTuple):
+    """The file that each image has of a kind, why images failed, and what to tell the user; by an image's name."""
 
     files: dict[str, Path]
     failures: dict[str, str]
@@ -47,9 +47,7 @@ def list_detections(directory: str | Path, only: DetectionsFormat | None = None)
     return listed
 
 
-def find_detections(
-    directory: str | Path, names: Container[str], only: DetectionsFormat | None = None
-) -> FoundDetections:
+def find_detections(directory: str | Path, names: Container[str], only: DetectionsFormat | None = None) -> Found:
     """Find the file that holds the detections of each image; images are named by their stem.
 
     If several files hold detections of an image, nothing tells which are meant, and the image fails; it is an
@@ -57,6 +55,11 @@ def find_detections(
     micrograph when it corrects motion, is passed over.
     """
     listed = {name: paths for name, paths in list_detections(directory, only).items() if name in names}
+    return one_file_each(directory, listed, "detections", "detections_format")
+
+
+def one_file_each(directory: str | Path, listed: Mapping[str, list[Path]], what: str, key: str) -> Found:
+    """Take the only file of each image, by its name, that may hold ``what``; ``key`` is that of the format to take."""
     others = {path for paths in listed.values() for path in paths if not _may_hold_picks(path)}
     held = {name: [path for path in paths if path not in others] for name, paths in sorted(listed.items())}
     files = {name: paths[0] for name, paths in held.items() if len(paths) == 1}
@@ -64,11 +67,11 @@ def find_detections(
     for name, paths in held.items():
         if len(paths) > 1:
             either = " or ".join(dict.fromkeys(path.suffix.lower()[1:] for path in paths))
-            remedy = f"set detections_format={either}" if " or " in either else "move the others away"
-            failures[name] = f"{some(path.name for path in paths)} all hold detections, expected one file; {remedy}"
+            remedy = f"set {key}={either}" if " or " in either else "move the others away"
+            failures[name] = f"{some(path.name for path in paths)} all hold {what}, expected one file; {remedy}"
     if failures and not files:
         name, message = next(iter(failures.items()))
-        raise InputError(f"{directory}: no image has a single file of detections; of {name}, {message}")
+        raise InputError(f"{directory}: no image has a single file of {what}; of {name}, {message}")
     notes = []
     if others:
         stars = sum(path.suffix.lower() == ".star" for paths in listed.values() for path in paths)
@@ -77,9 +80,9 @@ def find_detections(
     formats = Counter(path.suffix.lower() for path in files.values())
     if len(formats) > 1:
         counts = ", ".join(f"{suffix} of {count}" for suffix, count in formats.most_common())
-        found = f"detections are {counts} of {len(files)} images"
-        notes.append(f"{directory}: {found}; detections_format takes those of one format only")
-    return FoundDetections(files, {name: f"{directory}: {message}" for name, message in failures.items()}, notes)
+        found = f"{what} are {counts} of {len(files)} images"
+        notes.append(f"{directory}: {found}; {key} takes those of one format only")
+    return Found(files, {name: f"{directory}: {message}" for name, message in failures.items()}, notes)
 
 
 def _may_hold_picks(path: Path) -> bool:
@@ -363,8 +366,8 @@ def _read_boxes(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(io.StringIO(text), sep=r"\s+", header=None, comment="#")
         if frame.shape[1] == 2 and "#helix" in text:
             return _helix_segments(text, frame)
-        if path.suffix.lower() == ".box":  # EMAN's fifth column is a code
-            frame = frame.iloc[:, :4]
+        if path.suffix.lower() == ".box":
+            frame = _without_codes(frame)
         frame = frame.rename(columns=dict(enumerate(columns))).rename(columns=str)
     else:
         frame = pd.DataFrame()
@@ -380,6 +383,14 @@ def _read_boxes(path: Path) -> pd.DataFrame:
     return frame.rename(columns=names)
 
 
+def _without_codes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out EMAN's fifth column, a code; -1 at the start and -2 at the end of each helix number the filaments."""
+    code, helices = frame.get(4), np.resize([-1, -2], len(frame))
+    frame = frame.iloc[:, :4]
+    ends = code is not None and len(frame) % 2 == 0 and np.array_equal(code, helices)
+    return frame.assign(filament=np.arange(len(frame)) // 2) if ends else frame
+
+
 def _helix_segments(text: str, centres: pd.DataFrame) -> pd.DataFrame:
     """Number the helices of segments that stand below lines ``#helix: (x1, y1),(x2, y2),width`` (e2helixboxer.py)."""
     lines = pd.Series(text.splitlines()).str.strip()
@@ -388,6 +399,15 @@ def _helix_segments(text: str, centres: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    frame = read_table(path)
+    if "shape-type" in frame:
+        raise InputError(f"{path}: corners of shapes (shape-type), expected points; in napari, save a Points layer")
+    aliases = {"X": "x", "Y": "y", "axis-0": "y", "axis-1": "x"}
+    return frame.rename(columns={name: alias for name, alias in aliases.items() if alias not in frame})
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table of text, separated by commas, semicolons or tabs, as spreadsheets and napari write it."""
     text = path.read_text(encoding="utf-8-sig").lstrip("\n")
     header = text.partition("\n")[0]
     separator = next((character for character in ",;\t" if character in header), ",")
@@ -398,10 +418,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     frame.columns = frame.columns.str.strip(" #")
     if "axis-2" in frame:
         raise InputError(f"{path}: points in three dimensions (axis-2), expected axis-0 (y) and axis-1 (x)")
-    if "shape-type" in frame:
-        raise InputError(f"{path}: corners of shapes (shape-type), expected points; in napari, save a Points layer")
-    aliases = {"X": "x", "Y": "y", "axis-0": "y", "axis-1": "x"}
-    return frame.rename(columns={name: alias for name, alias in aliases.items() if alias not in frame})
+    return frame
 
 
 _READERS: dict[str, Callable[..., pd.DataFrame]] = {

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from grace_lightning.errors import InputError
 from grace_lightning.files import MAX_GIB, expect_folder, expect_room, reading, replacing, some
-from grace_lightning.graph import EDGE_PROPERTIES, Graph, Label, edge_geometry
+from grace_lightning.graph import EDGE_PROPERTIES, Graph, Ints, Label, edge_geometry
 
 NODES, EDGES, ANNOTATION, METADATA = "nodes.parquet", "edges.parquet", "annotation.npz", "metadata.json"
 EMBEDDING = "node_image_patch_latent_embedding"
+INSTANCES = "instances.json"
+KEEP_UNKNOWN = "keep_unknown_labels"
+"""Key of the metadata that says that UNKNOWN labels were meant, and do not stand for negative ones."""
 JSON_GROWTH = 24
 """How many times its text JSON takes in memory, at most: ``{},`` becomes a dictionary of 64 bytes and 8 in a list."""
 
@@ -34,23 +37,28 @@ class Grace(NamedTuple):
 def read_grace(
     path: str | Path,
     *,
-    keep_node_unknown_labels: bool = False,
-    keep_edge_unknown_labels: bool = False,
+    keep_node_unknown_labels: bool | None = None,
+    keep_edge_unknown_labels: bool | None = None,
     max_gib: float = MAX_GIB,
 ) -> Grace:
     """Read the annotated graph of one micrograph, the folder ``X.grace``.
 
     In the graph, each edge comes once, in the file's order, its smaller node first; in the file, it may have either
-    direction and come twice with the same label. UNKNOWN labels become TRUE_NEGATIVE unless they are kept. It is an
-    error if a file unpacks to more than ``max_gib`` GiB.
+    direction and come twice with the same label. UNKNOWN labels become TRUE_NEGATIVE unless they are kept; None: as the
+    metadata say (:data:`KEEP_UNKNOWN`). It is an error if a file unpacks to more than ``max_gib`` GiB.
     """
     path = Path(path)
     expect_folder(path)
-    nodes, node_label = _read_nodes(path / NODES, keep_node_unknown_labels, max_gib)
-    edges, edge_label = _read_edges(path / EDGES, len(nodes["pos"]), keep_edge_unknown_labels, max_gib)
+    metadata = _read_metadata(path / METADATA, max_gib)
+    keep_node, keep_edge = (
+        metadata.get(KEEP_UNKNOWN) is True if keep is None else keep
+        for keep in (keep_node_unknown_labels, keep_edge_unknown_labels)
+    )
+    nodes, node_label = _read_nodes(path / NODES, keep_node, max_gib)
+    edges, edge_label = _read_edges(path / EDGES, len(nodes["pos"]), keep_edge, max_gib)
     graph = Graph(**nodes, edges=edges).with_labels(node=node_label, edge=edge_label)
     annotation = _read_annotation(path / ANNOTATION, max_gib) if (path / ANNOTATION).exists() else None
-    return Grace(graph, annotation, _read_metadata(path / METADATA, max_gib))
+    return Grace(graph, annotation, metadata)
 
 
 def write_grace(
@@ -63,12 +71,14 @@ def write_grace(
     edge_prediction: Tensor | None = None,
     edge_properties: bool = False,
     filaments: pd.DataFrame | None = None,
+    instances: Mapping[str, Ints] | None = None,
 ) -> None:
     """Write a folder ``X.grace``, whole or not at all; a folder of that name is replaced.
 
     Labels of the heads ``node`` and ``edge`` are written, an ``annotation`` of (H, W) integers, ``metadata`` besides
     ``image_filename`` (``X`` if not given), and if wanted, :func:`edge_geometry`. Predictions are probabilities, (N, K)
-    or (E, K); the original has those of edges, with K = 3, one per :class:`Label`, and no ``filaments.parquet``.
+    or (E, K); the original has those of edges, with K = 3, one per :class:`Label`, and
+    neither ``filaments.parquet`` nor ``instances.json``: the nodes of each true filament.
     """
     path = Path(path)
     if path.suffix != ".grace":
@@ -100,6 +110,9 @@ def write_grace(
         (unfinished / METADATA).write_text(json.dumps({"image_filename": path.stem, **(metadata or {})}))
         if filaments is not None:
             filaments.to_parquet(unfinished / "filaments.parquet", index=False)
+        if instances is not None:
+            nodes_by_name = {name: nodes.tolist() for name, nodes in instances.items()}
+            (unfinished / INSTANCES).write_text(json.dumps(nodes_by_name))
 
 
 def _lists(values: Tensor | None, rows: int) -> pa.Array:

@@ -1,7 +1,6 @@
 """Masks: images that say which pixels belong to filaments."""
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.errors import InputError
 from grace_lightning.files import MAX_GIB, counted, expect_folder, expect_room, reading, some
 from grace_lightning.io.grace import ANNOTATION
 from grace_lightning.io.images import Pixels, errors_raised, png_size, stem
@@ -21,43 +20,47 @@ from grace_lightning.io.images import Pixels, errors_raised, png_size, stem
 Room = Callable[[int], None]  # refuses so many bytes if they are too many
 
 _ENDING = re.compile(r"[-_. ](mask|masks|annotation|annotations|label|labels)$", re.IGNORECASE)
+_IGNORE = re.compile(r"[-_. ]ignore$", re.IGNORECASE)
 
 
 def leave_out_masks(images: Sequence[Path]) -> list[Path]:
     """Leave out images that are masks of another one by their name, such as ``X_mask.tif`` beside ``X.tif``."""
     names = set(map(stem, images))
-    return [path for path in images if _image_of(stem(path), names) == stem(path)]
+    return [path for path in images if all(_image_of(stem(path), names, e) == stem(path) for e in (_ENDING, _IGNORE))]
 
 
-def find_masks(mask_dir: str | Path, images: Sequence[Path]) -> dict[str, Path]:
+def find_masks(mask_dir: str | Path, images: Sequence[Path], *, ignore: bool = False) -> dict[str, Path]:
     """Find masks by the stem of the image that each belongs to.
 
     The mask of an image ``X`` is ``X``, ``X_mask``, ``X-annotation``, ``X_labels`` or the like with one of the
-    :data:`MASK_SUFFIXES`, or else the annotation in ``X.grace``. Two masks of an image, or none at all, are an error.
+    :data:`MASK_SUFFIXES`, or else the annotation in ``X.grace``; what to ``ignore`` of it is ``X`` or ``X_ignore``.
+    Two masks of an image, or none at all, are an error.
     """
     expect_folder(mask_dir)
     mask_dir, names, taken = Path(mask_dir), set(map(stem, images)), {path.resolve() for path in images}
     candidates = defaultdict(list)
     for path in sorted(mask_dir.iterdir()):
         if path.suffix.lower() in MASK_SUFFIXES and path.is_file() and path.resolve() not in taken:
-            candidates[_image_of(path.stem, names)].append(path)
+            candidates[_image_of(path.stem, names, _IGNORE if ignore else _ENDING)].append(path)
     masks = {}
     for name in sorted(names):
         files, grace = candidates[name], mask_dir / f"{name}.grace" / ANNOTATION
         if len(files) > 1:
             found = f"{some(path.name for path in files)} may each be the mask of {name}"
             raise InputError(f"{mask_dir}: {found}, expected one; move the others away")
-        if files or grace.is_file():
+        if files or (grace.is_file() and not ignore):
             masks[name] = files[0] if files else grace
     if not masks:
-        expected = f"files such as {min(names)}_mask.tif ({', '.join(MASK_SUFFIXES)}) or folders {min(names)}.grace"
+        like = f"{min(names)}_ignore.tif" if ignore else f"{min(names)}_mask.tif"
+        folders = "" if ignore else f" or folders {min(names)}.grace"
+        expected = f"files such as {like} ({', '.join(MASK_SUFFIXES)}){folders}"
         raise InputError(f"{mask_dir}: no mask for any of {counted(len(images), 'image')}, expected {expected}")
     return masks
 
 
-def _image_of(name: str, names: set[str]) -> str:
+def _image_of(name: str, names: set[str], ending: re.Pattern[str]) -> str:
     """Return the image that a file is a mask of: the file's name without ``_mask`` if there is such an image."""
-    without = _ENDING.sub("", name)
+    without = ending.sub("", name)
     return without if without in names else name
 
 
@@ -100,8 +103,6 @@ def read_mask(
         raise InputError(f"{path}: holds the value {lowest if lowest < 0 else highest}, {expected} below 2**31")
     if values.all():
         raise InputError(f"{path}: no pixel is 0, {expected}; is it a mask?")
-    if not highest:
-        warnings.warn(f"{path}: no pixel is annotated; every node becomes negative", InputWarning, stacklevel=2)
     binary = ((values == 0) | (values == highest)).all()
     return torch.from_numpy((values > 0 if binary else values).astype(np.int32))
 

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import MAX_GIB, counted, expect_folder, reading, some
-from grace_lightning.graph import Ints, Sample, expect_inside, from_detections
+from grace_lightning.graph import Ints, Sample, expect_inside, from_detections, inside_image
 from grace_lightning.io.detections import list_detections, read_detections, read_points
-from grace_lightning.io.grace import ANNOTATION, METADATA, NODES, read_grace
+from grace_lightning.io.grace import ANNOTATION, INSTANCES, METADATA, NODES, read_grace
 from grace_lightning.io.images import IMAGE_SUFFIXES, pixel_size, read_image, stem
+from grace_lightning.io.lines import Lines, read_lines
 from grace_lightning.io.relion import TiffOrigin, counts_from_bottom, mirrored, y_from_top
+from grace_lightning.raster import dense
 from grace_lightning.truth import with_truth
 
 TOLERANCE_PX = 1e-2
@@ -54,6 +57,24 @@ class Reading:
         except InputError as error:
             raise InputError(f"{detections}: {error}") from error
         return pos, confidence
+
+    def lines(
+        self, path: Path, image: Path, shape: tuple[int, int], *, frame: int | str | None, pixel_size: float | None
+    ) -> Lines:
+        """Return the lines of a file with y from the top, see :func:`grace_lightning.io.read_lines`.
+
+        ``shape`` is that of the image, (H, W); it is an error if a line lies outside.
+        """
+        lines, notes = read_lines(path, frame=frame, pixel_size=pixel_size, max_gib=self.max_gib)
+        if counts_from_bottom(path, image, self.tiff_origin):
+            lines = [mirrored(torch.from_numpy(line), shape[0]).numpy() for line in lines]
+        size = np.array(shape[::-1])
+        for number, line in enumerate(lines, 1):
+            far = (line < -size).any() or (line > 2 * size).any()
+            if far or not inside_image(torch.from_numpy(dense(line)), shape).any():
+                lies = f"line {number} lies outside the image of {shape[1]} x {shape[0]} pixels, or reaches far beyond"
+                raise InputError(f"{path}: {lies}; are x and y swapped, or is it another image's file?")
+        return Lines(lines, notes)
 
 
 def find_images(image_dir: str | Path) -> list[Path]:
@@ -99,7 +120,8 @@ def find_sources(image_dir: str | Path, grace_dir: str | Path | None = None) -> 
             warnings.warn(message, InputWarning, stacklevel=2)
     sources, listed = [], list_detections(grace_dir) | list_detections(image_dir)
     for name in sorted(common):
-        traced = (folder / f"{name}.instances.json" for folder in (grace_dir, image_dir))
+        beside = (folder / f"{name}.instances.json" for folder in (grace_dir, image_dir))
+        traced = (graces[name] / INSTANCES, *beside)
         instances = next(filter(Path.is_file, traced), None)
         sources.append(Source(name, images[name], graces[name], listed.get(name, [None])[0], instances))
     return sources
@@ -131,7 +153,7 @@ def read_sample(
     frame: int | str | None = None,
     tiff_origin: TiffOrigin = "bottom",
     max_gib: float = MAX_GIB,
-    **keep: bool,
+    **keep: bool | None,
 ) -> Sample:
     """Read image (see :func:`read_image`), graph (``keep``: see :func:`read_grace`) and truth of one micrograph.
 

@@ -28,7 +28,7 @@ from grace_lightning.metrics import (
     classification,
     compare,
     compare_pixels,
-    large_enough,
+    eligible,
     object_scores,
     outcomes_of,
     together,
@@ -159,7 +159,7 @@ def evaluate_infer(
     for k, name in enumerate(track(names[0], doing, console=console, transient=True, disable=hidden)):
         sample = datasets[0].sample(k)
         said = predictor.probabilities([dataset.graph(k) for dataset in datasets])
-        filaments = large_enough(predictor.link(sample.graph, said))
+        filaments = eligible(predictor.link(sample.graph, said), sample.graph)
         image = _compared(sample, said, filaments, brush)
         each[name] = {head: classification(*outcome) for head, outcome in image.outcomes.items()}
         each[name]["objects"] = score_objects([image])
@@ -177,7 +177,7 @@ def evaluate_infer(
 
 def _compared(sample: Sample, said: Probabilities, filaments: Sequence[Filament], brush: float) -> Image:
     assert sample.truth is not None
-    exact = compare(sample.truth, filaments)
+    exact = compare(sample.truth, filaments, sample.graph)
     approx = None if sample.annotation is None else compare_pixels(sample.annotation, filaments, brush)
     return Image(outcomes_of(sample.graph, said), exact, approx)
 
