@@ -12,6 +12,7 @@ from grace_lightning.augment import (
     RandomFlip,
     RandomImageGraphRotate,
     RandomIntensity,
+    RandomMagnification,
     RandomNoise,
     RandomXYTranslation,
 )
@@ -46,6 +47,7 @@ def alike(first, second):
         RandomEdgeAdditionAndRemoval(p_add=0.3, p_remove=0.3),
         RandomImageGraphRotate(rot_center=[10, 20], rot_angle_range=[20, 40]),
         RandomFlip(p_horizontal=1, p_vertical=0.5),
+        RandomMagnification(max_factor=1.5),
         RandomIntensity(max_gain=0.5, max_offset=1),
         RandomNoise(max_deviation=1),
         RandomBlur(max_sigma=3),
@@ -66,6 +68,7 @@ def test_steps_change_a_copy_draw_anew_and_repeat_with_the_seed(step, sample):
 def test_strength_zero_is_the_identity(sample):
     turns = [RandomImageGraphRotate(rot_angle_range=[angle, angle]) for angle in (0, 360)]
     steps = [RandomXYTranslation(0), RandomEdgeAdditionAndRemoval(0, 0), RandomFlip(0, 0), RandomIntensity(0, 0)]
+    steps.append(RandomMagnification(1))
     for step in (*turns, *steps, RandomNoise(0), RandomBlur(0)):
         assert alike(parts(step(sample)), parts(sample)), step
 
@@ -141,6 +144,22 @@ def test_flips_move_pixels_annotation_and_nodes_together_exactly(sample, horizon
     assert torch.equal(flipped.annotation[v, u], sample.annotation[y, x])
 
 
+def test_magnification_takes_nodes_along_and_leaves_labels(sample):
+    torch.manual_seed(0)
+    sizes = set()
+    for _ in range(20):
+        larger = RandomMagnification(1.5)(sample)
+        factor = (larger.graph.pos[0, 0] + 0.5) / (sample.graph.pos[0, 0] + 0.5)
+        assert 1 / 1.5 <= factor <= 1.5
+        assert torch.allclose(larger.graph.pos + 0.5, (sample.graph.pos + 0.5) * factor, rtol=1e-4)
+        assert (
+            larger.image.shape[1:] == larger.annotation.shape == tuple(int(n * factor) for n in sample.image.shape[1:])
+        )
+        assert larger.graph.node_label is sample.graph.node_label
+        sizes.add(larger.image.shape)
+    assert len(sizes) > 10
+
+
 def test_grey_values_change_no_more_than_asked(sample):
     torch.manual_seed(0)
     before, after = sample.image.flatten(), RandomIntensity(0.3, 0.5)(sample).image.flatten()
@@ -187,6 +206,7 @@ def test_composition_applies_each_step_where_it_belongs_and_skips_null(sample):
 @pytest.mark.parametrize(
     ("step", "keys", "message"),
     [
+        (RandomMagnification, {"max_factor": 0.5}, "max_factor: 0.5, expected a factor from 1 to 10"),
         (RandomXYTranslation, {"max_shift": -1}, "max_shift: -1, expected 0 or more"),
         (RandomEdgeAdditionAndRemoval, {"p_add": 2}, "p_add: 2, expected a fraction"),
         (RandomImageGraphRotate, {"rot_center": [1]}, "rot_center"),

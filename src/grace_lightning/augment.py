@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grace_lightning.errors import InputError
+from grace_lightning.flatten import magnified
 from grace_lightning.graph import EDGE_HEADS, Floats, Graph, Ints, Label, Sample, TruthSource, delaunay, inside_image
 from grace_lightning.raster import Bools, values_at
 from grace_lightning.truth import label_by_mask, spanning_tree, with_truth
@@ -173,6 +174,38 @@ class RandomImageGraphRotate(SampleAugmentation):
             annotation=None if sample.annotation is None else resample(sample.annotation[None])[0],
             truth=None,
         )
+
+
+@dataclass(frozen=True)
+class RandomMagnification(SampleAugmentation):
+    """Magnifies image, graph and annotation together, or reduces them, by a factor of up to ``max_factor``.
+
+    So a network learns that filaments may be wider or thinner than they are said to be.
+    """
+
+    max_factor: float = 1.25
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_factor <= 10:
+            raise InputError(f"max_factor: {self.max_factor}, expected a factor from 1 to 10")
+
+    def __call__(self, sample: Sample) -> Sample:
+        return magnified_sample(sample, self.max_factor ** (2 * float(torch.rand(())) - 1))
+
+
+def magnified_sample(sample: Sample, factor: float) -> Sample:
+    """Resample image, positions and annotation to ``factor`` times their size; labels and truth stay as they are."""
+    if factor == 1:
+        return sample
+    image, annotation = magnified(sample.image, factor), sample.annotation
+    if annotation is not None:  # by the nearest pixel: its numbers are names
+        rows, columns = (
+            ((torch.arange(length) + 0.5) / factor).long().clamp(max=before - 1)
+            for length, before in zip(image.shape[1:], annotation.shape, strict=True)
+        )
+        annotation = annotation[rows][:, columns]
+    graph = replace(sample.graph, pos=(sample.graph.pos + 0.5) * factor - 0.5)
+    return sample.replace(image=image, graph=graph, annotation=annotation)
 
 
 @dataclass(frozen=True)

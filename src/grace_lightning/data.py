@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from math import inf
@@ -17,11 +16,11 @@ from torch.utils.data import Dataset, DistributedSampler
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from grace_lightning.augment import Augmentation
+from grace_lightning.augment import Augmentation, magnified_sample
 from grace_lightning.config import check_value
 from grace_lightning.errors import InputError
 from grace_lightning.files import MAX_GIB, expect_folder
-from grace_lightning.flatten import flattened, magnified
+from grace_lightning.flatten import flattened
 from grace_lightning.graph import (
     Connection,
     Label,
@@ -105,16 +104,9 @@ def as_seen(sample: Sample, sigma: float | None, factor: float = 1.0, polarity: 
     Positions and annotation are resampled with the image; labels and truth stay as they are. ``sigma`` is of
     :func:`flattened`; without ``polarity``, what filaments are, grey values keep their sign.
     """
-    image, graph, annotation = flattened(magnified(sample.image, factor), sigma), sample.graph, sample.annotation
-    if factor != 1:
-        graph = replace(graph, pos=(graph.pos + 0.5) * factor - 0.5)
-    if factor != 1 and annotation is not None:  # by the nearest pixel: its numbers are names
-        rows, columns = (
-            ((torch.arange(length) + 0.5) / factor).long().clamp(max=before - 1)
-            for length, before in zip(image.shape[1:], annotation.shape, strict=True)
-        )
-        annotation = annotation[rows][:, columns]
-    return sample.replace(image=-image if polarity == "bright" else image, graph=graph, annotation=annotation)
+    sample = magnified_sample(sample, factor)
+    image = flattened(sample.image, sigma)
+    return sample.replace(image=-image if polarity == "bright" else image)
 
 
 def graph_data(

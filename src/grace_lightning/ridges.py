@@ -41,7 +41,7 @@ class RidgeDetector:
 
     scale: float | None = None  # width of a filament, pixels; null: estimated from the image
     spacing: float | None = None  # between detections along a filament, pixels; null: ``scale``
-    threshold: float = 5.0  # least height of a ridge, standard deviations of the noise; lower finds more
+    threshold: float = 4.0  # least height of a ridge, standard deviations of the noise; lower finds more
     polarity: Polarity | None = None  # of filaments; null: estimated from the image
 
     def __post_init__(self) -> None:
