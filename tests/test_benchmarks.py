@@ -54,6 +54,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
         (f"--data roots --models gcn --seeds 0 -- {SHORT} {FEW}", ["logistic regression", "gradient boosting", "gcn"]),
         (f"--data roots --models gat --seeds 0 --split valid -- {SHORT} {FEW}", ["gradient boosting", "gat"]),
     ],
+    "start": [(f"--data roots --images 1 --seeds 0 -- '{SHORT} {FEW} {TINY}'", ["1 +│ 0"])],
 }
 CASES = [pytest.param(name, *run, id=f"{name}{k}") for name, runs in RUNS.items() for k, run in enumerate(runs)]
 

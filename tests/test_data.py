@@ -18,12 +18,15 @@ from grace_lightning.data import (
     GraceDataModule,
     GraceDataset,
     Pick,
+    cut_in_two,
     graph_data,
 )
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.flatten import magnified
 from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
+from grace_lightning.scenes import AnyScene
+from grace_lightning.simulate import SimulatedFolders
 from grace_lightning.splits import Dealt, dealt_before, split_names
 
 
@@ -173,11 +176,78 @@ class TestMagnification:
             f.tolist() for f in one.sample(0).truth.filaments
         ]
 
+    @pytest.mark.parametrize(("name", "polarity"), [("one", "dark"), ("other", "bright")])
+    def test_the_annotation_tells_the_polarity(self, scenes, name, polarity):
+        module = loaded(train_image_dir=scenes / name, valid_image_dir=scenes / name, scale=20.0, polarity="auto")
+        assert (module.scale, module.polarity) == (20.0, polarity)
+
     def test_what_metadata_lack_is_named(self, scenes):
         with pytest.raises(InputError, match=r"a\.grace/metadata\.json: scale, as data.scale=each asks for: None, exp"):
             loaded(infer_image_dir=scenes / "one", scale="each").dataset("infer").sample(0)
         with pytest.raises(InputError, match=r"data.scale: -3.0, expected more than 0 pixels"):
             GraceDataModule(scale=-3.0)
+
+
+class TestOneImage:
+    @pytest.fixture
+    def alone(self, folder):
+        for k in range(1, 5):
+            (folder / f"m{k}.png").unlink()
+            shutil.rmtree(folder / f"m{k}.grace")
+        return folder
+
+    @pytest.mark.parametrize("key", ["image_dir", "train_image_dir"])
+    def test_a_third_of_it_validates_and_the_rest_trains(self, key, alone):
+        module = loaded(**{key: alone})
+        assert module.sources["train"] == module.sources["valid"]
+        train, valid = (module.dataset(part).sample(0) for part in ("train", "valid"))
+        assert (train.image.shape, valid.image.shape) == ((1, 96, 86), (1, 96, 42))
+        assert (train.annotation.shape, valid.annotation.shape) == ((96, 86), (96, 42))
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_no_node_is_in_both_and_edges_across_the_cut_in_neither(self, turned):
+        sample = random_sample()
+        if turned:  # the longer side is the height
+            graph = replace(sample.graph, pos=sample.graph.pos.flip(1))
+            sample = sample.replace(graph=graph, image=sample.image.mT, annotation=sample.annotation.T)
+        parts = cut_in_two(sample)
+        axis, graph = int(not turned), sample.graph
+        begin = {"train": 0, "valid": 86} if parts["train"].image.shape[1 + axis] == 86 else {"train": 42, "valid": 0}
+        nodes = 0
+        for name, part in parts.items():
+            offset = torch.tensor([begin[name], 0] if axis else [0, begin[name]])
+            found = [int((graph.pos == pos).all(dim=1).nonzero()) for pos in part.graph.pos + offset]
+            kept = torch.tensor([a in found and b in found for a, b in graph.edges.T.tolist()])
+            assert torch.tensor(found)[part.graph.edges].tolist() == graph.edges[:, kept].tolist()
+            assert torch.equal(part.graph.node_label, graph.node_label[found])
+            assert torch.equal(part.graph.edge_label, graph.edge_label[kept])
+            for nodes_of in part.truth.filaments:
+                whole = {*torch.tensor(found)[nodes_of].tolist()}
+                assert any(whole <= {*filament.tolist()} for filament in sample.truth.filaments)
+            nodes += part.graph.num_nodes
+        assert nodes == graph.num_nodes
+
+    @pytest.mark.parametrize(("low", "high"), [(0, 64), (64, 128)])
+    def test_both_have_positive_nodes(self, low, high):
+        sample = random_sample(nodes=60)
+        x = sample.graph.pos[:, 0]
+        graph = sample.graph.with_labels(node=((x >= low) & (x < high)).long())
+        parts = cut_in_two(sample.replace(graph=graph)).values()
+        assert all((part.graph.label("node") == 1).any() for part in parts)
+
+
+def test_every_step_has_a_scene_for_each_image(folder, tmp_path_factory):
+    mix = SimulatedFolders(AnyScene(size=[256, 256]), str(tmp_path_factory.mktemp("mix")), {"scenes": 2})
+    module = GraceDataModule(train_image_dir=str(folder), valid_image_dir=str(folder), batch_size=2, mix=mix)
+    module.prepare_data()
+    module.setup("fit")
+    for epoch in module.train_dataloader(), module.val_dataloader():
+        names = [batch.names for batch in epoch]
+        assert [len(step) for step in names] == ([4, 4, 2] if epoch.batch_size == 4 else [2, 2, 1])
+        if epoch.batch_size == 4:
+            assert {name for step in names for name in step[1::2]} <= {"scenes_0000", "scenes_0001"}
+            assert sorted(name for step in names for name in step[::2]) == [f"m{k}" for k in range(5)]
+    assert len(module.dataset("train")) == 5
 
 
 class TestKeptSplit:
@@ -254,8 +324,7 @@ def test_a_split_depends_on_the_seed_and_leaves_training_and_validation_somethin
     assert first == again
     assert any(other != first for other in others)
     assert [len(first[n]) for n in ("train", "valid", "infer")] == sizes
-    with pytest.raises(InputError, match="1 annotated image, expected 2 or more"):
-        split_names(NAMES[:1], split, 0)
+    assert split_names(NAMES[:1], split, 0) == {"train": ["m0"], "valid": ["m0"], "infer": []}
 
 
 class TestSampler:
@@ -272,3 +341,11 @@ class TestSampler:
         assert all(sorted(order) == list(range(20)) for order in orders)
         seeds = [[p.seed for p in EpochSampler(range(3), 0, lambda e=e: e)] for e in range(2)]
         assert not set(seeds[0]) & set(seeds[1])
+
+    def test_after_every_image_comes_a_scene_another_one_every_time(self):
+        plain = [list(EpochSampler(range(5), 1, lambda e=e: e, True)) for e in range(2)]
+        mixed = [list(EpochSampler(range(9), 1, lambda e=e: e, True, scenes=4)) for e in range(2)]
+        assert [picks[::2] for picks in mixed] == plain
+        assert {pick.image for picks in mixed for pick in picks[1::2]} == {5, 6, 7, 8}
+        assert len({pick.seed for picks in mixed for pick in picks}) == 20
+        assert len(EpochSampler(range(9), 1, scenes=4)) == len(mixed[0]) == 10

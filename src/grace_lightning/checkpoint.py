@@ -97,7 +97,7 @@ def load_module(path: str | Path, trust: Sequence[str] = ()) -> GraceModule:
         for key in ("features", "model", "module", "data", "link"):
             if not isinstance(config, dict) or not isinstance(config.get(key), dict) or "_target_" not in config[key]:
                 raise InputError(f"its configuration has no {key}; was it made by another version?")
-            _expect_trusted(config[key], key, (OWN, *trust))
+            expect_trusted(config[key], key, (OWN, *trust))
         config, state = upgraded(config, checkpoint["state_dict"])
         if "cache_dir" in config["features"]:  # nothing is written where a file from elsewhere says
             config["features"]["cache_dir"] = None
@@ -190,7 +190,7 @@ def polarity_of_training(configs: Sequence[Config]) -> Polarity | Literal["auto"
     return "auto" if polarity == "each" else polarity
 
 
-def _expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:
+def expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:
     """Refuse a configuration that names anything but classes of trusted packages, or is more than plain values.
 
     A prefix alone would not do: ``grace_lightning.cli.os.system`` is a name as well.
@@ -200,7 +200,7 @@ def _expect_trusted(node: Any, where: str, packages: Sequence[str]) -> None:
     if orders or (isinstance(node, str) and "${" in node):
         raise InputError(f"{where} has {orders[0] if orders else node!r}, expected plain values only")
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _expect_trusted(value, where, packages)
+        expect_trusted(value, where, packages)
     if not isinstance(node, dict) or "_target_" not in node:
         return
     target, found = node["_target_"], None

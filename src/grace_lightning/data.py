@@ -1,26 +1,32 @@
 """From annotation folders to batches of graphs."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from math import inf
+from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, DistributedSampler
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from grace_lightning.augment import Augmentation, magnified_sample
 from grace_lightning.config import check_value
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, InputWarning
+from grace_lightning.estimate import MOST_IMAGES, POLARITIES, estimate
 from grace_lightning.files import MAX_GIB, expect_folder
-from grace_lightning.flatten import flattened
+from grace_lightning.flatten import flatten_image, flattened
 from grace_lightning.graph import (
     Connection,
     Label,
@@ -32,13 +38,13 @@ from grace_lightning.graph import (
 )
 from grace_lightning.io import Source, find_sources, pixel_size, read_image, read_sample
 from grace_lightning.io.grace import METADATA
+from grace_lightning.raster import values_at
+from grace_lightning.ridges import Polarity as Polarity
+from grace_lightning.simulate import SimulatedFolders
 from grace_lightning.splits import Dealt, deal
+from grace_lightning.truth import MIN_NODES
 
 Hops = int | Literal["whole"]
-Polarity = Literal["dark", "bright"]
-
-ESTIMATED = 8
-"""At most so many images are looked at to estimate the width of filaments."""
 
 
 class GraphData(Labelled, Data):
@@ -109,6 +115,52 @@ def as_seen(sample: Sample, sigma: float | None, factor: float = 1.0, polarity: 
     return sample.replace(image=-image if polarity == "bright" else image)
 
 
+def cut_in_two(sample: Sample) -> dict[str, Sample]:
+    """Cut a third off a sample, for ``valid``, the rest is for ``train``; edges across the cut belong to neither.
+
+    It is cut off at that end of the longer side where positive nodes are more evenly dealt to the two.
+    """
+    axis = int(sample.image.shape[2] > sample.image.shape[1])
+    length = sample.image.shape[1 + axis]
+    along = sample.graph.pos[:, 1 - axis]
+    positive = along[sample.graph.label("node") == Label.TRUE_POSITIVE]
+    begin, end = length // 3, length - length // 3
+    first, last = (
+        min(2 * int(inside.sum()), int((~inside).sum())) for inside in (positive < begin - 0.5, positive >= end - 0.5)
+    )
+    if first > last:
+        return {"valid": _part(sample, axis, 0, begin), "train": _part(sample, axis, begin, length)}
+    return {"valid": _part(sample, axis, end, length), "train": _part(sample, axis, 0, end)}
+
+
+def _part(sample: Sample, axis: int, begin: int, end: int) -> Sample:
+    """Return rows (``axis`` 0) or columns (1) of a sample, from one to before another."""
+    graph, truth = sample.graph, sample.truth
+    keep = (graph.pos[:, 1 - axis] >= begin - 0.5) & (graph.pos[:, 1 - axis] < end - 0.5)
+    offset = torch.tensor([begin, 0] if axis else [0, begin])
+    if truth is not None:
+        number = (torch.cumsum(keep, 0) - 1).numpy()
+        parts = [number[nodes[keep.numpy()[nodes]]] for nodes in truth.filaments]
+        truth = truth._replace(filaments=[nodes for nodes in parts if len(nodes) >= MIN_NODES])
+    return sample.replace(
+        image=sample.image.narrow(1 + axis, begin, end - begin).clone(),
+        graph=replace(graph.subset(keep), pos=graph.pos[keep] - offset),
+        annotation=None if sample.annotation is None else sample.annotation.narrow(axis, begin, end - begin).clone(),
+        truth=truth,
+    )
+
+
+def _polarity(samples: Iterable[Sample]) -> Polarity | None:
+    """Return what filaments are by the pixels around positive nodes; None if there are none."""
+    values = []
+    for sample in samples:
+        pixels = functional.avg_pool2d(flatten_image(sample.image, 40.0), 5, stride=1, padding=2)[0].numpy()
+        positive = sample.graph.label("node") == Label.TRUE_POSITIVE
+        values.append(values_at(pixels, sample.graph.pos[positive].numpy()))
+    around = np.concatenate(values)
+    return POLARITIES[1 if around.mean() > 0 else -1] if len(around) else None
+
+
 def graph_data(
     sample: Sample, num_hops: Hops = "whole", connection: Connection = "spiderweb", seed: int = 0
 ) -> GraphData:
@@ -169,6 +221,7 @@ class EpochSampler(DistributedSampler[Any]):
     Together, a step of R processes with B images each takes the images that a step of one process with R * B takes.
 
     ``epoch`` returns the number of the epoch that begins. If ``shuffle``, each has another order, else the dataset's.
+    The last ``scenes`` of the dataset are mixed in: after every other image comes one of them, drawn at random.
     """
 
     def __init__(
@@ -179,11 +232,15 @@ class EpochSampler(DistributedSampler[Any]):
         shuffle: bool = False,
         processes: int = 1,
         rank: int = 0,
+        scenes: int = 0,
     ) -> None:
+        self.images, self.scenes = len(dataset) - scenes, scenes  # type: ignore[arg-type]
         # Lightning leaves loaders alone that have a DistributedSampler.
-        super().__init__(dataset, processes, rank, shuffle=shuffle, seed=seed)
-        self.images = len(dataset)  # type: ignore[arg-type]
+        super().__init__(range(self.images), processes, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.current = epoch
+
+    def __len__(self) -> int:
+        return 2 * self.num_samples if self.scenes else self.num_samples
 
     def __iter__(self) -> Iterator[Pick]:
         # Not set_epoch: processes that prepare samples are given work before Lightning calls it in a resumed run.
@@ -196,6 +253,9 @@ class EpochSampler(DistributedSampler[Any]):
         for position in range(self.rank, self.total_size, self.num_replicas):
             index = order[position % self.images]
             yield Pick(index, seed_of(self.seed, epoch, index), counts=position < self.images)
+            if self.scenes:
+                seed = seed_of(self.seed, epoch, "scene", position)
+                yield Pick(self.images + seed % self.scenes, seed)
 
 
 class GraceDataset(Dataset[GraphData]):
@@ -257,7 +317,7 @@ class GraceDataModule(pl.LightningDataModule):
     dealt : how ``image_dir`` was split before, which is kept; given at run time
     train_image_dir, valid_image_dir, infer_image_dir : folders of images; inference may be left out
     train_grace_dir, valid_grace_dir, infer_grace_dir : folders of ``X.grace``; None: the image folder
-    image_dir, grace_dir : one folder to split instead
+    image_dir, grace_dir : one folder to split instead; a single image is cut in two, see :func:`cut_in_two`
     split, split_seed : fractions of training, validation and inference images, and which are which
     scale : width of a filament in the images, pixels; they are resampled so that it becomes ``features_scale``.
         ``each``: by the metadata of each image; ``auto``: estimated from training images; None: taken as they are
@@ -273,6 +333,7 @@ class GraceDataModule(pl.LightningDataModule):
     connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
     cache_gib : GiB of memory for samples that are kept between epochs
     simulation : called first; makes the folders
+    mix : simulated scenes, as many in every training step as images; each is resampled by its metadata
     """
 
     def __init__(
@@ -305,6 +366,7 @@ class GraceDataModule(pl.LightningDataModule):
         connection: Connection = "spiderweb",
         cache_gib: float = 4.0,
         simulation: Callable[[], None] | None = None,
+        mix: SimulatedFolders | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -332,17 +394,21 @@ class GraceDataModule(pl.LightningDataModule):
         )
         self.read_pixels = partial(read_image, frame=frame, max_gib=max_gib, group="data.")
         self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
-        self.simulation = simulation
-        self.kept: dict[Source, Sample] = {}
+        self.simulation, self.mix = simulation, mix
+        self.scenes: list[Source] = []
+        self.kept: dict[tuple[Source, str], Sample] = {}
         self.room = cache_gib * 2**30
         self.sources: dict[str, list[Source]] = {}
+        self.cut: set[Source] = set()
+        """Images of which a part is for training, a part for validation, see :func:`cut_in_two`."""
         self.dealt_names: dict[str, list[str]] | None = None
         self.digests: dict[Source, str] = {}
         """Hashes of the samples that were read: of pixels, points, edges, labels and annotation, not of files."""
 
     def prepare_data(self) -> None:
-        if self.simulation is not None:
-            self.simulation()
+        for make in (self.simulation, self.mix):
+            if make is not None:
+                make()
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files: of all sets for ``fit``, of the inference images for ``predict``."""
@@ -351,6 +417,9 @@ class GraceDataModule(pl.LightningDataModule):
         self._find_sources(stage)
         if "auto" in (self.scale, self.polarity):
             self._estimate()
+        if self.mix is not None and stage == "fit":
+            folders = [Path(self.mix.root) / name for name in self.mix.num_images]
+            self.scenes = [source for folder in folders for source in find_sources(folder)]
 
     def _find_sources(self, stage: str | None) -> None:
         given = [f"data.{name}_image_dir" for name, (folder, _) in self.folders.items() if folder is not None]
@@ -368,25 +437,35 @@ class GraceDataModule(pl.LightningDataModule):
             )
             parts = self.dealt_names.items()
             self.sources = {part: [found[name] for name in sorted(names) if name in found] for part, names in parts}
+            self.cut = {*self.sources["train"]}.intersection(self.sources["valid"])
             return
-        for name in ("train", "valid") if stage == "fit" else ("infer",):
-            if self.folders[name][0] is None:
-                raise InputError(f"data.{name}_image_dir is not set; give the folder of the {name} images")
         self.sources = {
             name: _find(folder, grace, f"{name}_") if folder is not None else []
             for name, (folder, grace) in self.folders.items()
             if stage == "fit" or name == "infer"
         }
+        if stage == "fit" and self.folders["valid"][0] is None and len(self.sources["train"]) == 1:
+            self.sources["valid"] = self.sources["train"]
+            self.cut = {*self.sources["train"]}
+        for name in ("train", "valid") if stage == "fit" else ("infer",):
+            if not self.sources[name]:
+                raise InputError(f"data.{name}_image_dir is not set; give the folder of the {name} images")
 
     def _estimate(self) -> None:
         """Set the width and the polarity that are ``auto`` by some of the training images."""
-        from grace_lightning.estimate import estimate
-
         sources = self.sources["train"]
-        some = sources[:: -(-len(sources) // ESTIMATED)]
-        found = estimate(self.read_pixels(source.image) for source in some)
-        self.scale = found.scale if self.scale == "auto" else self.scale
-        self.polarity = found.polarity if self.polarity == "auto" else self.polarity
+        some = sources[:: -(-len(sources) // MOST_IMAGES)]
+        scale = self.scale if isinstance(self.scale, int | float) else None
+        given = self.polarity in POLARITIES.values()
+        polarity = cast(Polarity, self.polarity) if given else _polarity(map(self.read_files, some))
+        if scale is None or polarity is None:
+            found = estimate((self.read_pixels(source.image) for source in some), scale, polarity)
+            if found.doubtful:
+                looks = "little in the training images looks like filaments: their width is a guess"
+                warnings.warn(f"data.scale=auto: {looks}; give data.scale", InputWarning, stacklevel=2)
+            scale, polarity = found.scale, found.polarity
+        self.scale = scale if self.scale == "auto" else self.scale
+        self.polarity = polarity if self.polarity == "auto" else self.polarity
 
     def described(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the images, in plain containers.
@@ -397,15 +476,18 @@ class GraceDataModule(pl.LightningDataModule):
         sizes = [size for source in self.sources["train"] if (size := pixel_size(source.image)) is not None]
         return {"split": self.dealt_names, "pixel_size": median(sizes) if sizes else None}
 
-    def dataset(self, name: str, *, augmented: bool = False) -> GraceDataset:
-        """Return the images of ``train``, ``valid`` or ``infer``."""
+    def dataset(self, name: str, *, augmented: bool = False, mixed: bool = False) -> GraceDataset:
+        """Return the images of ``train``, ``valid`` or ``infer``; if ``mixed``, with all scenes after them."""
         augment = self.augment if augmented else None
-        return GraceDataset(self.sources[name], self._read, augment, views=self.views, seed=self.seed, **self.hops)
+        read = partial(self._read, name)
+        sources = [*self.sources[name], *(self.scenes if mixed else ())]
+        return GraceDataset(sources, read, augment, views=self.views, seed=self.seed, **self.hops)
 
-    def _read(self, source: Source) -> Sample:
-        """Return a sample as the network sees it, and keep it as long as there is room."""
-        if source in self.kept:
-            return self.kept[source]
+    def _read(self, name: str, source: Source) -> Sample:
+        """Return a sample of a set as the network sees it, and keep it as long as there is room."""
+        key = source, name if source in self.cut else ""
+        if key in self.kept:
+            return self.kept[key]
         sample = self.read_files(source)
         if source not in self.digests:
             self.digests[source] = _digest(sample)
@@ -415,16 +497,20 @@ class GraceDataModule(pl.LightningDataModule):
         scale, polarity = self._of_filaments(source, sample)
         factor = (self.features_scale or scale) / scale if scale else 1.0
         sample = as_seen(sample.replace(annotation=annotation), self.sigma, factor, polarity)
+        if source in self.cut:
+            sample = cut_in_two(sample)[name]
         tensors = [sample.image, sample.annotation, *vars(sample.graph).values()]
         size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
         if size <= self.room:
             self.room -= size
-            self.kept[source] = sample
+            self.kept[key] = sample
         return sample
 
     def _of_filaments(self, source: Source, sample: Sample) -> tuple[float | None, Polarity | None]:
         """Return how wide filaments are in an image, pixels, and what they are."""
         given: dict[str, Any] = {"scale": self.scale, "polarity": self.polarity}
+        if source in self.scenes:
+            given = dict.fromkeys(given, "each")
         for key, kind in (("scale", float), ("polarity", Polarity)):
             if given[key] == "each":
                 given[key] = sample.metadata.get(key)
@@ -436,12 +522,12 @@ class GraceDataModule(pl.LightningDataModule):
 
     def _loader(self, name: str, *, training: bool = False) -> DataLoader:
         """Return batches of this process' share of a set."""
-        dataset = self.dataset(name, augmented=training)
+        dataset, scenes = self.dataset(name, augmented=training, mixed=training), len(self.scenes) if training else 0
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(dataset, self.seed, self._epoch, training, processes, rank),
+            batch_size=self.batch_size * (2 if scenes else 1),
+            sampler=EpochSampler(dataset, self.seed, self._epoch, training, processes, rank, scenes),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),  # its own: what a loader draws is not to shift what dropout draws

@@ -114,14 +114,14 @@ def reliability(probability: Tensor, label: Tensor, bins: int = 15) -> Reliabili
     return Reliability(mean.float(), fraction.float(), size, error)
 
 
-def fit_temperature(margin: Tensor, label: Tensor) -> float:
+def fit_temperature(margin: Tensor, label: Tensor, otherwise: float = 1.0) -> float:
     """Return the temperature T that makes ``sigmoid(margin / T)`` the likeliest (Guo et al., ICML 2017).
 
-    ``margin`` (M,) are the log-odds of the positive class. Unless both classes occur, T is 1.
+    ``margin`` (M,) are the log-odds of the positive class. Unless both classes occur, T is ``otherwise``.
     """
     margins, labels = (values.double().cpu().numpy() for values in known(margin, label))
     if len(np.unique(labels)) < 2:
-        return 1.0
+        return otherwise
     against = np.where(labels == 1, -margins, margins)
     found = minimize_scalar(
         lambda log_temperature: np.logaddexp(0, against / math.exp(log_temperature)).mean(),

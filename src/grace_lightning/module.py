@@ -268,7 +268,8 @@ class GraceModule(pl.LightningModule):
         for head in heads:
             margins, label = self._outcome("valid", head).compute()
             # Every checkpoint has the temperatures that its own weights need.
-            self.temperature[HEADS.index(head)] = fit_temperature(margins, label)
+            row = HEADS.index(head)
+            self.temperature[row] = fit_temperature(margins, label, otherwise=float(self.temperature[row]))
             scores |= self._scores("valid", head)
         precisions = [scores[f"valid/{head}_average_precision"] for head in heads]
         scores["valid/average_precision"] = fmean([p for p in precisions if not math.isnan(p)] or [math.nan])

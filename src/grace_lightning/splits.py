@@ -78,14 +78,14 @@ def _warn(message: str) -> None:
 
 
 def split_names(names: Sequence[str], split: Sequence[float], seed: int) -> dict[str, list[str]]:
-    """Deal two images or more at random to training, validation and inference, by three fractions that add up to 1.
+    """Deal images at random to training, validation and inference, by three fractions that add up to 1.
 
-    Training and validation get one image at least. Returns the names by set, sorted.
+    Training and validation get one image at least; a single one is in both. Returns the names by set, sorted.
     """
     if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
         raise InputError(f"data.split: {list(split)}, expected three fractions that add up to 1")
-    if len(names) < 2:
-        raise InputError(f"data.image_dir: {len(names)} annotated image, expected 2 or more to split")
+    if len(names) == 1:
+        return {"train": [*names], "valid": [*names], "infer": []}
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     infer = min(round(split[2] * len(names)), len(names) - 2)
     valid = min(max(1, round(split[1] * len(names))), len(names) - infer - 1)

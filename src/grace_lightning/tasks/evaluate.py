@@ -81,12 +81,14 @@ def evaluate(cfg: DictConfig) -> Metrics:
 def _infer_images(config: Config, predictor: Predictor, module: GraceModule) -> GraceDataset:
     """Return the images to score as a network takes them."""
     trained = module.config["data"]
-    data = {**trained, "simulation": None, "scale": None, "polarity": None}  # the predictor resamples images
+    made_anew = ("simulation", "mix", "scale", "polarity")  # the predictor resamples images
+    data = {**trained, **dict.fromkeys(made_anew)}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:
         # One folder to split in training, another one to score now: the split is over.
         data |= {"image_dir": None, "grace_dir": None, "infer_grace_dir": config["data"]["infer_grace_dir"]}
-    as_trained = trained.get("scale") is trained.get("polarity") is None and predictor.scale == module.features.scale
+    taken_as_they_are = trained.get("scale") is trained.get("polarity") is predictor.polarity is None
+    as_trained = taken_as_they_are and predictor.scale == module.features.scale
     at_run_time = {"sigma": module.features.sigma if as_trained else None, "dealt": dealt_before(module.config)}
     datamodule: GraceDataModule = build(data, "data", **at_run_time)
     datamodule.setup("predict")

@@ -92,7 +92,7 @@ def git_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _typed() -> list[str]:
+def typed_overrides() -> list[str]:
     """Return the overrides of this run but for ``ckpt_path``; none if it was called from Python."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return [word for word in overrides if key_of(word) != "ckpt_path"]
@@ -102,7 +102,7 @@ def resume_command(checkpoint: str, others: Sequence[str] = ()) -> str:
     """Return the command that goes on from a checkpoint: with ``others`` and the overrides of this run."""
     simple = all(letter.isalnum() or letter in "/._-:" for letter in checkpoint)
     given = checkpoint if simple else render(checkpoint)
-    typed = _typed()
+    typed = typed_overrides()
     keys = {"ckpt_path", *map(key_of, typed)}
     return shlex.join(["grace-train", f"ckpt_path={given}", *(w for w in others if key_of(w) not in keys), *typed])
 
@@ -131,7 +131,7 @@ def expect_typed(path: Path, trained: Config, cfg: DictConfig) -> None:
         return
     config = plain(cfg)
     differ = [key for name in SHAPING for key in differing(selected(trained, name), selected(config, name), name)]
-    given = [key_of(word) for word in _typed()]
+    given = [key_of(word) for word in typed_overrides()]
     changed = [key for key in differ if not (_covered(key, given) or key in NOT_SHAPING or _refers(cfg, key))]
     if not changed:
         return

@@ -46,6 +46,7 @@ from grace_lightning.tasks.record import (
     resume_command,
     write_record,
 )
+from grace_lightning.tasks.start import go_on_as, network_to_start_from, take_weights
 
 
 def train(cfg: DictConfig) -> Metrics:
@@ -57,17 +58,23 @@ def train(cfg: DictConfig) -> Metrics:
         config = plain(cfg)
         try:
             check_value(config["seed"], int, "seed")
-            check_value(config["ckpt_path"], str | None, "ckpt_path")
+            for key in ("ckpt_path", "init"):
+                check_value(config[key], str | None, key)
             check({"trainer": config["trainer"], **config}, "")  # the trainer first: other nodes refer to its values
             quiet_lightning()
             earlier = None
+            start: tuple[GraceModule | None, str] = (None, "")
             if path := config["ckpt_path"]:
                 earlier = read_run(path)
+                config = go_on_as(cfg, earlier[CHECKPOINT_KEY])
                 expect_typed(Path(path), earlier[CHECKPOINT_KEY], cfg)
                 expect_same_network(path, earlier, config)
+            else:
+                start = network_to_start_from(cfg)
+                config = plain(cfg)
             pl.seed_everything(config["seed"], workers=True, verbose=False)
             with _own_wandb_run():
-                return _train(config, earlier)
+                return _train(config, earlier, *start)
         except Stopped as stop:
             print(f"grace-train: {_how_to_go_on(stop, config)}", file=sys.stderr)
             sys.exit(128 + stop.signal)
@@ -77,8 +84,12 @@ def train(cfg: DictConfig) -> Metrics:
             raise InputError(f"{error.filename or config['run_dir']}: cannot be written ({error.strerror})") from error
 
 
-def _train(config: Config, earlier: Config | None) -> Metrics:
-    """Train as configured; ``earlier`` is what is in the checkpoint to go on from."""
+def _train(config: Config, earlier: Config | None, start: GraceModule | None, told: str) -> Metrics:
+    """Train as configured.
+
+    ``earlier`` is what is in the checkpoint to go on from, ``start`` the network whose weights to start from, of which
+    something is ``told``.
+    """
     run_dir = Path(config["run_dir"])
     features = build(config["features"], "features")
     augment, views = build_augmentation(config["augment"])
@@ -98,15 +109,23 @@ def _train(config: Config, earlier: Config | None) -> Metrics:
     if not trainer.is_global_zero:
         warnings.simplefilter("ignore", InputWarning)  # the first process has said it
     datamodule.setup("fit")
+    if told:
+        console.out(told, highlight=False)
+    for source in datamodule.cut:
+        console.out(f"{source.name} is annotated alone: a third of it validates, the rest trains", highlight=False)
     if estimated := {key: getattr(datamodule, key) for key in ("scale", "polarity") if config["data"][key] == "auto"}:
         config["data"] |= estimated  # in the checkpoint, too: images to come are taken to be like these
-        console.print("data  ", ", ".join(f"{key}={value}" for key, value in estimated.items()), highlight=False)
+        keys = " ".join(f"data.{key}={value}" for key, value in estimated.items())
+        found = [f"{value:g} pixels wide" if key == "scale" else value for key, value in estimated.items()]
+        console.out(f"filaments are {' and '.join(found)}, by the images ({keys})", highlight=False)
     if config["evaluate"]["brush"] is not None and isinstance(datamodule.scale, int | float):
         brush *= features.scale / datamodule.scale
     resumed = resume(config["ckpt_path"], config, _checkpoint_dir(config)) if earlier else None
     check_objective(config["objective"], infer=bool(datamodule.sources["infer"]))
     # All images are read before the first epoch: a damaged one is reported now, not after an hour.
     module.fit_to(_read_all(datamodule, "train", console))
+    if start:
+        take_weights(module, start)
     for name in ("valid", "infer"):
         for _ in _read_all(datamodule, name, console):
             pass
