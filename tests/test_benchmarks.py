@@ -38,6 +38,12 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
         ("--count 6 --seed 1 --kinds csv 'h5 table' --keep kept", ["csv", "h5 table", "all"]),
         ("--count 2 --commands --kinds 'annotate, csv' 'predict, csv'", ["annotate, csv", "predict, csv", "all"]),
     ],
+    "general": [
+        ("--scenes 1 --size 256 --kinds cryo sem --contrasts clear", ["cryo", "sem", "all"]),
+        ("--scenes 1 --size 256 --kinds force --contrasts clear visible --estimated --curve", ["force", "all"]),
+        ("--scenes 1 --size 256 --kinds any --contrasts clear --rival", ["any", "all"]),
+        ("--traced roots --checkpoint {checkpoint} --keys min_length=4", [r"micrograph_0002 +│ +\d"]),
+    ],
     "link": [
         (
             "--seeds 30 --tables accuracy costs time --scenes crossing --nodes 60",
@@ -66,6 +72,7 @@ def roots(simulated, tmp_path):
         (tmp_path / "roots" / part).mkdir(parents=True)
         for file in simulated.glob(f"*[{numbers}].*"):
             (tmp_path / "roots" / part / file.name).symlink_to(file)
+    (tmp_path / "roots" / "infer" / "micrograph_0002.polylines.json").write_text("[[[0, 0], [90, 90]]]")
 
 
 def test_all_are_run_with_all_their_options():
@@ -77,8 +84,9 @@ def test_all_are_run_with_all_their_options():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments", "rows"), CASES)
 def test_prints_its_tables(name, arguments, rows, roots, checkpoint, tmp_path, monkeypatch, capsys):
-    if name == "features" and not importlib.util.find_spec("timm"):
-        pytest.skip("needs the extra backbones")
+    for package, asked in (("timm", name == "features"), ("ridge_detector", "--rival" in arguments)):
+        if asked and not importlib.util.find_spec(package):
+            pytest.skip(f"needs {package}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *shlex.split(arguments.format(checkpoint=checkpoint))])

@@ -149,6 +149,16 @@ class TestLearned:
         torch.manual_seed(0)
         return Learned(scale=8, patch_samples=9, strip_samples=[8, 5], channels=[4, 8], hidden=6)
 
+    def test_what_is_normalised_per_image_is_so_in_prediction_too(self):
+        one, other = random_sample("a", nodes=30), random_sample("b", nodes=20, seed=1)
+        for per_image in (True, False):
+            features = Learned(scale=8, channels=[4, 8], hidden=6, per_image=per_image)
+            with torch.no_grad():
+                trained = features.train()(batched(one, other))
+                predicted = features.eval()(batched(one))
+            for before, after, rows in zip(trained, predicted, (30, one.graph.num_edges), strict=True):
+                assert torch.allclose(before[:rows], after, atol=1e-5) == per_image
+
     def test_another_magnification_needs_one_number(self):
         # the same scene at twice the size: nearly the same features
         generator = torch.Generator().manual_seed(0)

@@ -39,7 +39,7 @@ from grace_lightning.graph import (
 )
 from grace_lightning.link import Linker
 from grace_lightning.module import GraceModule
-from grace_lightning.ridges import RidgeDetector
+from grace_lightning.ridges import LEAST_SCALE, RidgeDetector
 
 SURE = 1e-6
 """Probabilities closer to 0 or 1 count as this, so that one network, sure beyond measure, does not outvote others."""
@@ -179,7 +179,7 @@ class Predictor(nn.Module):
 
         Without a ``detector``, ridges of this predictor's width and polarity are looked for.
         """
-        detector = detector or RidgeDetector(scale=self.scale, polarity=self.polarity)
+        detector = detector or RidgeDetector(scale=max(self.scale, LEAST_SCALE), polarity=self.polarity)
         found = torch.from_numpy(detector(image).to_numpy(np.float32).copy())
         return found[:, :2], found[:, 2]
 

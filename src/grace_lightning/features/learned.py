@@ -23,12 +23,12 @@ class _Pool(nn.Module):
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
-def _crop_encoder(channels: Sequence[int], hidden: int) -> nn.Sequential:
+def _crop_encoder(channels: Sequence[int], hidden: int, per_image: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise([1, *channels]):
         size = 3 if layers else 5
         convolution = nn.Conv2d(before, after, size, stride=2, padding=size // 2, bias=False)
-        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [convolution, nn.BatchNorm2d(after, track_running_stats=not per_image), nn.ReLU()]
     encoder = nn.Sequential(*layers, _Pool(), nn.Linear(2 * channels[-1], hidden))
     return encoder.to(memory_format=torch.channels_last)  # a third less time on a CPU
 
@@ -47,6 +47,8 @@ class Learned(Features):
     strip : filament widths, from an edge to either side of its strip
     strip_samples : along and across a strip
     hidden : features per node; per edge as many, and its geometry
+    per_image : normalise by the crops of each image, in prediction as in training, which images of many kinds need;
+        else, in prediction, by those of the training set
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Learned(Features):
         flatten: float | None = 2.0,
         channels: Sequence[int] = (16, 32, 64),
         hidden: int = 64,
+        per_image: bool = False,
     ) -> None:
         super().__init__(scale, flatten, hidden, patch=patch, strip=strip)
         for key, counts in {"patch_samples": [patch_samples], "strip_samples": strip_samples}.items():
@@ -70,8 +73,9 @@ class Learned(Features):
         self.strip_half_width, self.strip_samples = strip * scale, strip_samples
         self.edge_features = hidden + GEOMETRY_FEATURES
         del self.node_scale  # the encoder's last layer learns a scale
-        self.node_encoder = _crop_encoder(channels, hidden)
-        self.edge_encoder = _crop_encoder(channels, hidden)
+        self.per_image = per_image
+        self.node_encoder = _crop_encoder(channels, hidden, per_image)
+        self.edge_encoder = _crop_encoder(channels, hidden, per_image)
 
     def fit(self, data: GraphData) -> None:
         self.edge_scale.update(data.edge_attr)
@@ -99,4 +103,6 @@ class Learned(Features):
             return self.edge_scale.mean.new_zeros(0, self.node_features)
         if len(rows) > CHUNK and torch.is_grad_enabled():
             encode = partial(checkpoint, encode, use_reentrant=False)
+        elif self.per_image:  # all at once, or their statistics would depend on the order
+            return encode(rows)
         return torch.cat([encode(chunk) for chunk in torch.split(rows, CHUNK)])
