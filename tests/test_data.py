@@ -18,7 +18,6 @@ from grace_lightning.data import (
     GraceDataModule,
     GraceDataset,
     Pick,
-    cut_in_two,
     graph_data,
 )
 from grace_lightning.errors import InputError, InputWarning
@@ -27,7 +26,7 @@ from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
 from grace_lightning.scenes import AnyScene
 from grace_lightning.simulate import SimulatedFolders
-from grace_lightning.splits import Dealt, dealt_before, split_names
+from grace_lightning.splits import Dealt, cut_in_two, dealt_before, split_names
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from grace_lightning.config import build, differing, selected
-from grace_lightning.data import Polarity
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.features import Features
 from grace_lightning.files import replacing
 from grace_lightning.link import Linker
 from grace_lightning.module import CHECKPOINT_KEY, GraceModule, judged_anew, whole_epochs
+from grace_lightning.ridges import Polarity
 
 Config = dict[str, Any]
 

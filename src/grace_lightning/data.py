@@ -4,7 +4,6 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from math import inf
@@ -39,10 +38,9 @@ from grace_lightning.graph import (
 from grace_lightning.io import Source, find_sources, pixel_size, read_image, read_sample
 from grace_lightning.io.grace import METADATA
 from grace_lightning.raster import values_at
-from grace_lightning.ridges import Polarity as Polarity
+from grace_lightning.ridges import Polarity
 from grace_lightning.simulate import SimulatedFolders
-from grace_lightning.splits import Dealt, deal
-from grace_lightning.truth import MIN_NODES
+from grace_lightning.splits import Dealt, cut_in_two, deal
 
 Hops = int | Literal["whole"]
 
@@ -113,41 +111,6 @@ def as_seen(sample: Sample, sigma: float | None, factor: float = 1.0, polarity: 
     sample = magnified_sample(sample, factor)
     image = flattened(sample.image, sigma)
     return sample.replace(image=-image if polarity == "bright" else image)
-
-
-def cut_in_two(sample: Sample) -> dict[str, Sample]:
-    """Cut a third off a sample, for ``valid``, the rest is for ``train``; edges across the cut belong to neither.
-
-    It is cut off at that end of the longer side where positive nodes are more evenly dealt to the two.
-    """
-    axis = int(sample.image.shape[2] > sample.image.shape[1])
-    length = sample.image.shape[1 + axis]
-    along = sample.graph.pos[:, 1 - axis]
-    positive = along[sample.graph.label("node") == Label.TRUE_POSITIVE]
-    begin, end = length // 3, length - length // 3
-    first, last = (
-        min(2 * int(inside.sum()), int((~inside).sum())) for inside in (positive < begin - 0.5, positive >= end - 0.5)
-    )
-    if first > last:
-        return {"valid": _part(sample, axis, 0, begin), "train": _part(sample, axis, begin, length)}
-    return {"valid": _part(sample, axis, end, length), "train": _part(sample, axis, 0, end)}
-
-
-def _part(sample: Sample, axis: int, begin: int, end: int) -> Sample:
-    """Return rows (``axis`` 0) or columns (1) of a sample, from one to before another."""
-    graph, truth = sample.graph, sample.truth
-    keep = (graph.pos[:, 1 - axis] >= begin - 0.5) & (graph.pos[:, 1 - axis] < end - 0.5)
-    offset = torch.tensor([begin, 0] if axis else [0, begin])
-    if truth is not None:
-        number = (torch.cumsum(keep, 0) - 1).numpy()
-        parts = [number[nodes[keep.numpy()[nodes]]] for nodes in truth.filaments]
-        truth = truth._replace(filaments=[nodes for nodes in parts if len(nodes) >= MIN_NODES])
-    return sample.replace(
-        image=sample.image.narrow(1 + axis, begin, end - begin).clone(),
-        graph=replace(graph.subset(keep), pos=graph.pos[keep] - offset),
-        annotation=None if sample.annotation is None else sample.annotation.narrow(axis, begin, end - begin).clone(),
-        truth=truth,
-    )
 
 
 def _polarity(samples: Iterable[Sample]) -> Polarity | None:
@@ -317,7 +280,7 @@ class GraceDataModule(pl.LightningDataModule):
     dealt : how ``image_dir`` was split before, which is kept; given at run time
     train_image_dir, valid_image_dir, infer_image_dir : folders of images; inference may be left out
     train_grace_dir, valid_grace_dir, infer_grace_dir : folders of ``X.grace``; None: the image folder
-    image_dir, grace_dir : one folder to split instead; a single image is cut in two, see :func:`cut_in_two`
+    image_dir, grace_dir : one folder to split instead; a single image is cut in two, see :func:`.cut_in_two`
     split, split_seed : fractions of training, validation and inference images, and which are which
     scale : width of a filament in the images, pixels; they are resampled so that it becomes ``features_scale``.
         ``each``: by the metadata of each image; ``auto``: estimated from training images; None: taken as they are
@@ -400,7 +363,7 @@ class GraceDataModule(pl.LightningDataModule):
         self.room = cache_gib * 2**30
         self.sources: dict[str, list[Source]] = {}
         self.cut: set[Source] = set()
-        """Images of which a part is for training, a part for validation, see :func:`cut_in_two`."""
+        """Images of which a part is for training, a part for validation, see :func:`.cut_in_two`."""
         self.dealt_names: dict[str, list[str]] | None = None
         self.digests: dict[Source, str] = {}
         """Hashes of the samples that were read: of pixels, points, edges, labels and annotation, not of files."""

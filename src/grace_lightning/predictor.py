@@ -22,7 +22,7 @@ from grace_lightning.checkpoint import (
 )
 from grace_lightning.clean import cleaned
 from grace_lightning.config import check_value
-from grace_lightning.data import GraphData, Polarity, as_seen, graph_data
+from grace_lightning.data import GraphData, as_seen, graph_data
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.estimate import estimate
 from grace_lightning.features.crops import node_patches
@@ -39,7 +39,7 @@ from grace_lightning.graph import (
 )
 from grace_lightning.link import Linker
 from grace_lightning.module import GraceModule
-from grace_lightning.ridges import LEAST_SCALE, RidgeDetector
+from grace_lightning.ridges import LEAST_SCALE, Polarity, RidgeDetector
 
 SURE = 1e-6
 """Probabilities closer to 0 or 1 count as this, so that one network, sure beyond measure, does not outvote others."""

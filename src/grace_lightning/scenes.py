@@ -6,6 +6,7 @@ that nobody has annotated. Lengths are in filament widths where nothing else is 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf, pi
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,6 @@ from numpy.random import Generator
 from scipy import fft, ndimage
 from scipy.spatial import KDTree
 
-from grace_lightning.errors import InputError
 from grace_lightning.graph import Floats, Label, Sample, from_detections
 from grace_lightning.raster import Bools, Ints
 from grace_lightning.ridges import RidgeDetector
@@ -26,6 +26,7 @@ from grace_lightning.simulate import (
     Simulation,
     carbon_film,
     contrast_transfer,
+    expect_fields,
     imaged,
     in_image,
     near_line,
@@ -141,11 +142,7 @@ class AnyScene:
     spacing: Sequence[float] = (0.7, 1.5)  # between detections, filament widths, least and largest
 
     def __post_init__(self) -> None:
-        def expect(names: str, expected: str, fits: Callable[[Any], bool]) -> None:
-            for name in names.split():
-                if not fits(getattr(self, name)):
-                    raise InputError(f"{name}: {getattr(self, name)}, expected {expected}")
-
+        expect = partial(expect_fields, self)
         expect("size", "rows and columns, each 64 pixels or more", lambda v: len(v) == 2 and min(v) >= 64)
         expect("kinds", f"one or more of {', '.join(KINDS)}", lambda v: len(v) > 0 and set(v) <= set(KINDS))
         expect("scale contrast threshold spacing", "two numbers above 0, the smaller first", _is_range)
@@ -271,6 +268,7 @@ def _bounded(rng: Generator) -> float:
 
 
 def _anywhere(size: tuple[int, int], rng: Generator) -> Floats:
+    """Draw a place in the image of ``size`` (H, W), not at its very border: (2,) pixels, x and y."""
     return np.asarray((0.05 + 0.9 * rng.random(2)) * size[::-1])
 
 
@@ -468,6 +466,7 @@ class _Canvas:
             self._draw_line(edge, width, np.float32(rng.uniform(0.3, 2.0) * (1 if rng.random() < 0.8 else -1)))
 
     def _draw_line(self, line: Floats, width: float, strength: np.float32) -> None:
+        """Draw a line (P, 2), pixels, of a soft profile ``width`` pixels wide."""
         near = np.asarray(((line > -MARGIN) & (line < np.array(self.size[::-1]) + MARGIN)).all(axis=1))
         if near.sum() < 2:
             return

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import asin, ceil, inf, pi
 from pathlib import Path
 from shutil import rmtree
@@ -282,6 +283,13 @@ def illumination(size: tuple[int, int], strength: float, generator: Generator) -
     return np.asarray(rows.T @ height @ columns, dtype=np.float32)
 
 
+def expect_fields(simulator: object, names: str, expected: str, fits: Callable[[Any], bool]) -> None:
+    """Raise an :class:`InputError` unless the fields of these ``names``, separated by blanks, are as expected."""
+    for name in names.split():
+        if not fits(getattr(simulator, name)):
+            raise InputError(f"{name}: {getattr(simulator, name)}, expected {expected}")
+
+
 @dataclass(frozen=True)
 class Simulation:
     """A simulated micrograph and the whole truth about it."""
@@ -313,11 +321,7 @@ class Simulator:
     false_detections: int = 150  # if one happens to lie on a filament, it is a true one
 
     def __post_init__(self) -> None:
-        def expect(names: str, expected: str, fits: Callable[[Any], bool]) -> None:
-            for name in names.split():
-                if not fits(getattr(self, name)):
-                    raise InputError(f"{name}: {getattr(self, name)}, expected {expected}")
-
+        expect = partial(expect_fields, self)
         expect("size", "rows and columns, each 64 pixels or more", lambda v: len(v) == 2 and min(v) >= 64)
         expect("shapes", f"one or more of {', '.join(SHAPES)}", lambda v: len(v) > 0 and set(v) <= set(SHAPES))
         expect("scale", "2 pixels to an eighth of the shorter side", lambda v: 2 <= v <= min(self.size) / 8)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,8 @@ import torch
 from grace_lightning.config import check_value, selected
 from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.files import counted, some
+from grace_lightning.graph import Label, Sample
+from grace_lightning.truth import MIN_NODES
 
 TRAINED_ON = "trained_on"
 """Where the configuration in a checkpoint keeps what :meth:`GraceDataModule.described` says of the images."""
@@ -91,6 +94,41 @@ def split_names(names: Sequence[str], split: Sequence[float], seed: int) -> dict
     valid = min(max(1, round(split[1] * len(names))), len(names) - infer - 1)
     bounds = {"valid": (0, valid), "infer": (valid, valid + infer), "train": (valid + infer, len(names))}
     return {part: sorted(names[k] for k in order[a:b]) for part, (a, b) in bounds.items()}
+
+
+def cut_in_two(sample: Sample) -> dict[str, Sample]:
+    """Cut a third off a sample, for ``valid``, the rest is for ``train``; edges across the cut belong to neither.
+
+    It is cut off at that end of the longer side where positive nodes are more evenly dealt to the two.
+    """
+    axis = int(sample.image.shape[2] > sample.image.shape[1])
+    length = sample.image.shape[1 + axis]
+    along = sample.graph.pos[:, 1 - axis]
+    positive = along[sample.graph.label("node") == Label.TRUE_POSITIVE]
+    begin, end = length // 3, length - length // 3
+    first, last = (
+        min(2 * int(inside.sum()), int((~inside).sum())) for inside in (positive < begin - 0.5, positive >= end - 0.5)
+    )
+    if first > last:
+        return {"valid": _part(sample, axis, 0, begin), "train": _part(sample, axis, begin, length)}
+    return {"valid": _part(sample, axis, end, length), "train": _part(sample, axis, 0, end)}
+
+
+def _part(sample: Sample, axis: int, begin: int, end: int) -> Sample:
+    """Return rows (``axis`` 0) or columns (1) of a sample, from one to before another."""
+    graph, truth = sample.graph, sample.truth
+    keep = (graph.pos[:, 1 - axis] >= begin - 0.5) & (graph.pos[:, 1 - axis] < end - 0.5)
+    offset = torch.tensor([begin, 0] if axis else [0, begin])
+    if truth is not None:
+        number = (torch.cumsum(keep, 0) - 1).numpy()
+        parts = [number[nodes[keep.numpy()[nodes]]] for nodes in truth.filaments]
+        truth = truth._replace(filaments=[nodes for nodes in parts if len(nodes) >= MIN_NODES])
+    return sample.replace(
+        image=sample.image.narrow(1 + axis, begin, end - begin).clone(),
+        graph=replace(graph.subset(keep), pos=graph.pos[keep] - offset),
+        annotation=None if sample.annotation is None else sample.annotation.narrow(axis, begin, end - begin).clone(),
+        truth=truth,
+    )
 
 
 def other_pixel_size(trained: Iterable[Mapping[str, Any]], size: float | None) -> str | None:
