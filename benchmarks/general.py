@@ -6,7 +6,7 @@ all truth count as false, unless the truth may be incomplete.
 
     python benchmarks/general.py                                # by kind and contrast
     python benchmarks/general.py --estimated                    # width and polarity estimated from each scene alone
-    python benchmarks/general.py --curve                        # by link.min_relative_probability
+    python benchmarks/general.py --curve                        # by link.min_filament_probability
     python benchmarks/general.py --rival                        # by ridge-detector (PyPI), the better of two settings
     python benchmarks/general.py --traced ../shared/data/wild   # images with X.polylines.json, which may be incomplete
 """
@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from grace_lightning.scenes import CONTRASTS, KINDS, AnyScene
 from grace_lightning.simulate import image_generator, in_image, resampled
 
 Line = NDArray[np.floating]
-THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
 class Scene(NamedTuple):
@@ -123,21 +124,14 @@ def ratios(counts: NDArray[np.integer]) -> str:
     return f"{2 * hits / max(found + true, 1):.2f} ({hits / max(found, 1):.2f}, {hits / max(true, 1):.2f})"
 
 
-def by_kind(title: str, find: Finder, args: argparse.Namespace) -> Table:
-    table = Table("kind", *args.contrasts, title=f"{title}: F1 (precision, recall)", title_justify="left")
-    total = dict.fromkeys(args.contrasts, np.zeros(3, int))
-    for kind in args.kinds:
-        cells = []
-        for contrast in args.contrasts:
-            counts = np.zeros(3, int)
-            for scene in simulated(kind, contrast, args.scenes, args.size):
-                given = as_estimated(scene) if args.estimated else scene
-                counts += matches(find(given), scene, scene.scale)
-            cells.append(ratios(counts))
-            total[contrast] = total[contrast] + counts
-        table.add_row(kind, *cells)
-    table.add_row("all", *map(ratios, total.values()), style="bold")
-    return table
+def by_kind(find: Finder, args: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the row of each kind of scenes, and of all together; a column for each contrast."""
+    counts = np.zeros((len(args.kinds) + 1, len(args.contrasts), 3), int)
+    for (row, kind), (column, contrast) in product(enumerate(args.kinds), enumerate(args.contrasts)):
+        for scene in simulated(kind, contrast, args.scenes, args.size):
+            given = as_estimated(scene) if args.estimated else scene
+            counts[[row, -1], column] += matches(find(given), scene, scene.scale)
+    return {kind: list(map(ratios, cells)) for kind, cells in zip([*args.kinds, "all"], counts, strict=True)}
 
 
 def main() -> None:
@@ -156,13 +150,22 @@ def main() -> None:
     console = Console(width=120)
     finders = {args.checkpoint: general(args.checkpoint, args.keys)}
     if args.curve:
-        keys = [f"min_relative_probability={value}" for value in THRESHOLDS]
+        keys = [f"min_filament_probability={value}" for value in THRESHOLDS]
         finders = {key: general(args.checkpoint, [*args.keys, key]) for key in keys}
     if args.rival:
         finders = {f"ridge-detector, {low} to {high}": rival(low, high) for low, high in ((100, 200), (40, 120))}
+    if args.curve:
+        table = Table("", *args.contrasts, title="F1 (precision, recall), all kinds", title_justify="left")
+        for key, find in finders.items():
+            table.add_row(key, *by_kind(find, args)["all"])
+        console.print(table)
+        return
     for title, find in finders.items():
         if args.traced is None:
-            console.print(by_kind(title, find, args))
+            table = Table("kind", *args.contrasts, title=f"{title}: F1 (precision, recall)", title_justify="left")
+            for kind, cells in by_kind(find, args).items():
+                table.add_row(kind, *cells, style="bold" if kind == "all" else None)
+            console.print(table)
             continue
         table = Table("image", "width", "polarity", "F1 (precision, recall)", title=title, title_justify="left")
         for name, scene in traced(args.traced):

@@ -53,6 +53,7 @@ VARIATIONS: dict[str, tuple[float, float]] = {
     "max_gap": (2.0, 5.0),
     "min_length": (2.0, 4.0),
     "min_relative_probability": (0.0, 0.95),
+    "min_filament_probability": (0.5, 0.8),
 }
 GOAL = {1_000: 0.5, 10_000: 8.0}
 

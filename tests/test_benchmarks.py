@@ -40,7 +40,10 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
     ],
     "general": [
         ("--scenes 1 --size 256 --kinds cryo sem --contrasts clear", ["cryo", "sem", "all"]),
-        ("--scenes 1 --size 256 --kinds force --contrasts clear visible --estimated --curve", ["force", "all"]),
+        (
+            "--scenes 1 --size 256 --kinds force --contrasts clear visible --estimated --curve",
+            [r"min_filament_probability=0.98"],
+        ),
         ("--scenes 1 --size 256 --kinds any --contrasts clear --rival", ["any", "all"]),
         ("--traced roots --checkpoint {checkpoint} --keys min_length=4", [r"micrograph_0002 +│ +\d"]),
     ],

@@ -16,7 +16,7 @@ from grace_lightning.errors import InputError
 from grace_lightning.files import HOST, counted, replacing, some, unfinished_in
 from grace_lightning.ridges import RidgeDetector
 from grace_lightning.simulate import Simulator, simulate_folder
-from grace_lightning.tasks import predict as task
+from grace_lightning.tasks import results
 from grace_lightning.tasks.annotate import annotate_folder
 
 
@@ -148,7 +148,7 @@ def simulated_anew(folder, source):
 def findings(predictor, simulated):
     image = io.read_image(simulated / "micrograph_0000.mrc")
     found = predictor.find(predictor.prepare(image, io.read_points(simulated / "micrograph_0000.h5")[0]))
-    return task.Micrograph("a", "a.mrc", (192, 192), image, 4.0), found
+    return results.Micrograph("a", "a.mrc", (192, 192), image, 4.0), found
 
 
 def expect_resumed(work, folder, tmp_path):
@@ -193,12 +193,12 @@ def test_annotation_and_simulation_go_on_wherever_they_were_killed(work, annotat
 @pytest.mark.slow
 def test_prediction_goes_on_wherever_it_was_killed(findings, tmp_path):
     def work(out, **export):
-        settings = task.Export(png=False, **export)
+        settings = results.Export(png=False, **export)
         out.mkdir(exist_ok=True)
         files.remove_unfinished(out)
-        if export or task.read_record(out, "a") is None or not task.is_done(out, "a", settings):
-            task.write_results(out, *findings, settings, scale=10.0, record=export)
-        task.join_summaries(out)
+        if export or results.read_record(out, "a") is None or not results.is_done(out, "a", settings):
+            results.write_results(out, *findings, settings, scale=10.0, record=export)
+        results.join_summaries(out)
 
     expect_resumed(work, None, tmp_path)
     work(tmp_path / "before")

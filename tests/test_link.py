@@ -179,6 +179,7 @@ def test_filaments_go_that_are_doubtful_beside_others():
 
     assert linked(drawing, Programme()) == ["abcdef"]
     assert linked(drawing, Programme(min_relative_probability=0.8)) == ["abcdef", "ghijkl"]
+    assert linked(drawing, Programme(min_relative_probability=0.0, min_filament_probability=0.8)) == ["abcdef"]
     drawing.node_probability[7:] = 0.95
     assert linked(drawing, Programme()) == ["abcdef", "ghijkl"]
     drawing.node_probability[:] = 0.75
@@ -313,6 +314,7 @@ def test_the_largest_part_comes_last_so_that_the_others_have_their_time(monkeypa
         (Programme, {"turn_cost": float("inf")}, "link.turn_cost: inf, expected at most 1e"),
         (Programme, {"min_probability": 1.0}, "min_probability: 1.0, expected less than 1"),
         (Programme, {"min_relative_probability": 1.1}, "min_relative_probability: 1.1, expected 0 to 1"),
+        (Programme, {"min_filament_probability": 80.0}, "min_filament_probability: 80.0, expected 0 to 1"),
         (Components, {"threshold": 1.5}, "threshold: 1.5, expected a probability from 0 to 1"),
         (Components, {"min_nodes": 0}, "min_nodes: 0, expected 1 or more"),
     ],

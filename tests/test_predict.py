@@ -28,7 +28,8 @@ from grace_lightning.files import HOST
 from grace_lightning.graph import Filament, Graph
 from grace_lightning.predictor import link_filaments
 from grace_lightning.tasks import predict as task
-from grace_lightning.tasks.predict import SUMMARY
+from grace_lightning.tasks import results
+from grace_lightning.tasks.results import SUMMARY
 
 FILES = {f"{name}.{end}" for name in NAMES for end in ("box", "cbox", "grace", "star")} | {"filaments.csv", "relion"}
 
@@ -92,7 +93,7 @@ def given(simulated):
 def findings(predictor, given):
     """What the files of the first image are made of."""
     found = predictor.find(predictor.prepare(given[0], torch.from_numpy(given[1].astype(np.float32))))
-    return task.Micrograph(NAMES[0], f"{NAMES[0]}.mrc", (192, 192), given[0], 4.0), found
+    return results.Micrograph(NAMES[0], f"{NAMES[0]}.mrc", (192, 192), given[0], 4.0), found
 
 
 class TestFiles:
@@ -310,7 +311,7 @@ def test_a_signal_ends_the_command_after_the_image_in_hand(predicted, monkeypatc
 
 def test_two_predictions_into_one_folder_at_once(findings, tmp_path, monkeypatch):
     """The second one does everything while the first one has its files half written."""
-    real, started = task._write_exports, []
+    real, started = results._write_exports, []
 
     def write(*arguments):
         real(*arguments)
@@ -321,28 +322,28 @@ def test_two_predictions_into_one_folder_at_once(findings, tmp_path, monkeypatch
 
     def one(name):
         micrograph = findings[0]._replace(name=name)
-        task.write_results(tmp_path, micrograph, findings[1], task.Export(), scale=SCALE, record={})
-        task.join_summaries(tmp_path)
+        results.write_results(tmp_path, micrograph, findings[1], results.Export(), scale=SCALE, record={})
+        results.join_summaries(tmp_path)
 
-    monkeypatch.setattr(task, "_write_exports", write)
+    monkeypatch.setattr(results, "_write_exports", write)
     one("a")
     assert made(tmp_path) == {f"{n}.{e}" for n in "ab" for e in ("box", "cbox", "grace", "png", "star")} | {SUMMARY}
     assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {"a", "b"}
 
 
 def test_an_image_that_another_run_adds_while_the_table_is_made_is_in_it(findings, tmp_path, monkeypatch):
-    real, listed = task._summaries, []
+    real, listed = results._summaries, []
 
     def list_then_add(folder):
         tables = real(folder)
         if not listed:
             listed.append(True)
-            task.write_results(folder, *findings, task.Export(png=False), scale=SCALE, record={})
-            task.join_summaries(folder)
+            results.write_results(folder, *findings, results.Export(png=False), scale=SCALE, record={})
+            results.join_summaries(folder)
         return tables
 
-    monkeypatch.setattr(task, "_summaries", list_then_add)
-    assert list(task.join_summaries(tmp_path)) == [NAMES[0]]
+    monkeypatch.setattr(results, "_summaries", list_then_add)
+    assert list(results.join_summaries(tmp_path)) == [NAMES[0]]
     assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {NAMES[0]}
 
 
@@ -382,7 +383,7 @@ def test_a_folder_whose_record_cannot_be_read_is_somebody_elses(tmp_path):
     (tmp_path / "a.grace").mkdir()
     (tmp_path / "a.grace/metadata.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"a\.grace: .*grace-predict did not write it"):
-        task.read_record(tmp_path, "a")
+        results.read_record(tmp_path, "a")
 
 
 # ---- few detections, few filaments ----------------------------------------------------------------------------------
@@ -717,7 +718,7 @@ class TestNothingButImages:
         status, out, err = alone()
         assert (status, err) == (0, "")
         assert re.match(told + r"\(as in the images that are done; .*\n3 images, .* \(2 done before", out)
-        record = task.read_record(Path("out"), NAMES[2])
+        record = results.read_record(Path("out"), NAMES[2])
         assert (record["scale"], record["polarity"], record["detections"]["scale"]) == (scale, "dark", scale)
 
     def test_bright_filaments_are_found_as_dark_ones_are(self, alone, data):

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, tee
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -35,7 +35,7 @@ from grace_lightning.graph import (
     encode_geometry,
     subgraphs,
 )
-from grace_lightning.io import Source, find_sources, pixel_size, read_image, read_sample
+from grace_lightning.io import Source, find_sources, pixel_size, read_sample
 from grace_lightning.io.grace import METADATA
 from grace_lightning.raster import values_at
 from grace_lightning.ridges import Polarity
@@ -355,7 +355,6 @@ class GraceDataModule(pl.LightningDataModule):
             keep_node_unknown_labels=keep_node_unknown_labels,
             keep_edge_unknown_labels=keep_edge_unknown_labels,
         )
-        self.read_pixels = partial(read_image, frame=frame, max_gib=max_gib, group="data.")
         self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
         self.simulation, self.mix = simulation, mix
         self.scenes: list[Source] = []
@@ -422,7 +421,8 @@ class GraceDataModule(pl.LightningDataModule):
         given = self.polarity in POLARITIES.values()
         polarity = cast(Polarity, self.polarity) if given else _polarity(map(self.read_files, some))
         if scale is None or polarity is None:
-            found = estimate((self.read_pixels(source.image) for source in some), scale, polarity)
+            images, annotations = tee(map(self.read_files, some))
+            found = estimate((x.image for x in images), scale, polarity, (x.annotation for x in annotations))
             if found.doubtful:
                 looks = "little in the training images looks like filaments: their width is a guess"
                 warnings.warn(f"data.scale=auto: {looks}; give data.scale", InputWarning, stacklevel=2)

@@ -6,17 +6,19 @@ Ridges of many widths are looked for, dark and bright ones. Filaments are where 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice, product, repeat
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from grace_lightning.clean import blank, mended
 from grace_lightning.errors import InputError
+from grace_lightning.raster import Bools
 from grace_lightning.ridges import Polarity, crests, directed_answers, noise_of
 
 Floats = NDArray[np.floating]
@@ -25,7 +27,7 @@ POLARITIES: dict[int, Polarity] = {1: "bright", -1: "dark"}
 MOST_IMAGES = 8
 """So many images are looked at."""
 
-WIDTHS, WIDEST = (4.0, 4 * 2**0.5), 64.0
+WIDTHS, WIDEST = (4.0, 4 * 2**0.5), 256.0
 """Widths of the ridges that are looked for in an image and in its reductions by 2, 4, ..., and the greatest one."""
 
 TILE, TILES = 256, 2
@@ -40,9 +42,13 @@ LEAST = 4.0
 AGAINST = 0.7
 """Of the height of ridges so much counts against those of the other polarity: an edge has both, side by side."""
 
-WIDER, PER_WIDTH = 0.25, 1.5
-"""Heights are weighted by this power of the width; then the ridges that are highest are so many times wider than the
-simulated filaments of ``simulator=any``, of ``simulator=default`` 1.3 times. See ``benchmarks/estimate.py``."""
+WIDER, PER_WIDTH = 0.25, 1.4
+"""Heights are weighted by this power of the width; then the ridges that are highest are so many times wider than
+filaments, or a little more: what is taken for a third too wide is found more surely than what is taken for a third too
+narrow. See ``benchmarks/estimate.py``."""
+
+ROWS = 15
+"""Offsets from row to row, as scanning leaves, are no filaments: the median of each is made that of so many."""
 
 DOUBTFUL = 0.15
 """Estimates of less clarity are guesses: of noise it is .03 at most, of clear filaments .7 or more."""
@@ -75,19 +81,24 @@ class Ridges(NamedTuple):
     over_noise: float  # the same in standard deviations of the noise
 
 
-def estimate(images: Iterable[Tensor], scale: float | None = None, polarity: Polarity | None = None) -> Estimate:
+def estimate(
+    images: Iterable[Tensor],
+    scale: float | None = None,
+    polarity: Polarity | None = None,
+    annotations: Iterable[Tensor | None] = repeat(None),
+) -> Estimate:
     """Estimate the width and the polarity of filaments from the first :data:`MOST_IMAGES` images, (1, H, W) float32.
 
-    A ``scale``, pixels, or ``polarity`` that is given is kept, and the other one estimated for it. It is an
-    :class:`InputError` if there is no image.
+    A ``scale``, pixels, or ``polarity`` that is given is kept, and the other one estimated for it. Of an image that has
+    an annotation, (H, W), only what lies inside of it counts. It is an :class:`InputError` if there is no image.
     """
     heights: dict[tuple[int, float], float] = defaultdict(float)  # by sign and width
     clarity: dict[tuple[int, float], float] = defaultdict(float)
     looked_at = 0
-    for image in islice(images, MOST_IMAGES):
+    for image, annotation in islice(zip(images, annotations, strict=False), MOST_IMAGES):
         looked_at += 1
         of_image: dict[tuple[int, float], float] = defaultdict(float)
-        for ridges in ridges_of(image):
+        for ridges in ridges_of(image, annotation):
             height = ridges.height * ridges.width**WIDER
             of_image[ridges.sign, ridges.width] += height
             of_image[-ridges.sign, ridges.width] -= AGAINST * height
@@ -111,23 +122,26 @@ def estimate(images: Iterable[Tensor], scale: float | None = None, polarity: Pol
     return Estimate(scale or float(f"{width / PER_WIDTH:.2g}"), POLARITIES[sign], clarity[best] / looked_at)
 
 
-def ridges_of(image: Tensor) -> Iterator[Ridges]:
-    """Find ridges of all widths in an image, (1, H, W) float32."""
+def ridges_of(image: Tensor, annotation: Tensor | None = None) -> Iterator[Ridges]:
+    """Find ridges of all widths in an image, (1, H, W) float32, or inside its annotation, (H, W), if that has any."""
     image, step = mended(image)[0], 1
+    inside = torch.ones_like(image) if annotation is None or not annotation.any() else (annotation > 0)[None].float()
     empty = blank(image)
     if empty is not None:
         image = torch.where(empty, image[:, ~empty].mean().nan_to_num(), image)
+    level = image[0].median(dim=1).values.numpy()
+    image = image - torch.from_numpy(level - ndimage.median_filter(level, ROWS))[:, None]
     while min(image.shape[1:]) >= 4 * WIDTHS[0] and step * WIDTHS[0] <= WIDEST:
         pixels = image[0].numpy()
         starts = list(product(*map(_starts, pixels.shape)))
         for width in WIDTHS:
             for rows, columns in starts if step * width <= WIDEST else ():
-                square = pixels[rows : rows + TILE, columns : columns + TILE]
-                for ridges in _ridges_of_square(square - square.mean(), width):
+                square, within = (a[rows : rows + TILE, columns : columns + TILE] for a in (pixels, inside[0].numpy()))
+                for ridges in _ridges_of_square(square - square.mean(), within > 0, width):
                     # A point stands for ``step`` pixels of a ridge, and for step**2 of the area.
                     share = 1 / (step * len(starts))
                     yield Ridges(step * width, ridges.sign, share * ridges.height, share * ridges.over_noise)
-        image, step = functional.avg_pool2d(image, 2), 2 * step
+        image, inside, step = functional.avg_pool2d(image, 2), functional.max_pool2d(inside, 2), 2 * step
 
 
 def _starts(length: int) -> list[int]:
@@ -135,7 +149,7 @@ def _starts(length: int) -> list[int]:
     return [int(start) for start in np.linspace(0, max(length - TILE, 0), count)]
 
 
-def _ridges_of_square(square: Floats, width: float) -> Iterator[Ridges]:
+def _ridges_of_square(square: Floats, inside: Bools, width: float) -> Iterator[Ridges]:
     angles, answers = map(np.stack, zip(*directed_answers(square, width, ORIENTATIONS, ALONG), strict=True))
     noise = float(np.mean([noise_of(answer) for answer in answers]))
     for sign in POLARITIES:
@@ -143,5 +157,5 @@ def _ridges_of_square(square: Floats, width: float) -> Iterator[Ridges]:
         direction, high = np.zeros_like(height), height > LEAST * noise
         direction[high] = angles[(sign * answers[:, high]).argmax(axis=0)]
         row, column, _ = crests(height, direction, LEAST * noise)
-        above = float((height[row, column] - LEAST * noise).sum()) / square.size
+        above = float((inside * (height - LEAST * noise))[row, column].sum()) / square.size
         yield Ridges(width, sign, above, above / max(noise, 1e-12))

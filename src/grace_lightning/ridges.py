@@ -26,6 +26,7 @@ Polarity = Literal["dark", "bright"]
 # Standard deviations of the filter across and along a ridge, in filament widths. A bar answers a second derivative best
 # at its width over sqrt(12) = 0.29 (Lindeberg 1998, doi:10.1023/A:1008097225773).
 ACROSS, ALONG = 0.3, 1.0
+WIDER = 1.25  # than a filament is what detections are looked for with: fewer are false, and faint filaments are found
 LEAST_SCALE = 3  # pixels; thinner lines are no ridges
 ORIENTATIONS = 16  # 11 degrees apart: the filter's answer falls to a half 20 degrees off the ridge
 
@@ -41,7 +42,7 @@ class RidgeDetector:
 
     scale: float | None = None  # width of a filament, pixels; null: estimated from the image
     spacing: float | None = None  # between detections along a filament, pixels; null: ``scale``
-    threshold: float = 4.0  # least height of a ridge, standard deviations of the noise; lower finds more
+    threshold: float = 3.5  # least height of a ridge, standard deviations of the noise; lower finds more
     polarity: Polarity | None = None  # of filaments; null: estimated from the image
 
     def __post_init__(self) -> None:
@@ -64,21 +65,22 @@ class RidgeDetector:
 
             found = estimate([image], self.scale, self.polarity)
             return replace(self, scale=max(found.scale, LEAST_SCALE), polarity=found.polarity)(image)
-        step = max(1, int(self.scale / 6))  # six pixels a width place the centre to a fraction of a pixel
-        flat = flatten_image(image, 2 * self.scale)  # slow changes go, filaments stay
+        width = WIDER * self.scale
+        step = max(1, int(width / 6))  # six pixels a width place the centre to a fraction of a pixel
+        flat = flatten_image(image, 2 * width)  # slow changes go, filaments stay
         reduced = functional.avg_pool2d(flat, step, ceil_mode=True, count_include_pad=False)[0].numpy()
         empty = blank(image)
         shown = np.ones(reduced.shape, np.bool_)
         if empty is not None:
             shown = (functional.avg_pool2d((~empty)[None].float(), step, ceil_mode=True)[0] > 0).numpy()
-        height, direction = ridge_filter(reduced if self.polarity == "bright" else -reduced, self.scale / step, shown)
+        height, direction = ridge_filter(reduced if self.polarity == "bright" else -reduced, width / step, shown)
         height /= self.threshold
         # Ridges are followed down to 0.6 of the threshold.
         row, column, away = crests(height, direction, 0.6)
         crest, offset = np.zeros_like(height), np.zeros_like(height)
         crest[row, column], offset[row, column] = height[row, column], away
         row, column = np.nonzero(skeletonize(apply_hysteresis_threshold(crest, 0.6, 1.0)))
-        middle = spaced(row, column, (self.spacing or self.scale) / step, 2 * self.scale / step)  # shorter: blobs
+        middle = spaced(row, column, (self.spacing or self.scale) / step, 2 * width / step)  # shorter: blobs
         row, column = row[middle], column[middle]
         normal = np.array([np.cos(direction), np.sin(direction)])[:, row, column]
         reduced_xy = np.stack([column, row]) + offset[row, column] * normal

@@ -435,7 +435,7 @@ def simulate_folder(
         write_json(image.with_suffix(".instances.json"), instances)
         with replacing(image) as unfinished, mrcfile.new(unfinished) as file:
             file.set_data(sample.image[0].numpy())
-            file.voxel_size = sample.metadata["pixel_size"]
+            file.voxel_size = sample.metadata.get("pixel_size", 0)  # 0: of no size
     return [image.stem for image in images]
 
 

@@ -90,6 +90,7 @@ class Programme(Linker):
     min_length : filament widths; shorter paths go
     min_relative_probability : least mean probability of a filament's nodes, as a part of the mean that positive nodes
         are expected to have, which is sum p^2 / sum p over the image
+    min_filament_probability : least mean probability of a filament's nodes, whatever else is in the image
     time_limit : seconds for the whole graph; if they pass, a warning says so and the best found by then is returned
     """
 
@@ -102,6 +103,7 @@ class Programme(Linker):
     max_gap: float = 4.0
     min_length: float = 3.0
     min_relative_probability: float = 0.9
+    min_filament_probability: float = 0.0
     time_limit: float = 60.0
 
     def __post_init__(self) -> None:
@@ -112,7 +114,8 @@ class Programme(Linker):
             expect(name, value, "0 or more", value >= 0)
             expect(name, value, f"at most {MOST_VALUE:,g}", value <= MOST_VALUE or name == "time_limit")
         expect("min_probability", self.min_probability, "less than 1", self.min_probability < 1)
-        expect("min_relative_probability", self.min_relative_probability, "0 to 1", self.min_relative_probability <= 1)
+        for name in ("min_relative_probability", "min_filament_probability"):
+            expect(name, getattr(self, name), "0 to 1", getattr(self, name) <= 1)
 
     def link(self, given: Detections) -> list[tuple[Path, Ints]]:
         xy, p, start = given.pos, given.node_probability, time.monotonic()
@@ -138,9 +141,9 @@ class Programme(Linker):
             with_nodes_beside(xy, path, node[p[node] > POSITIVE], along[p[node] > POSITIVE])
             for path, (node, along) in zip(paths, beside(xy, paths, self.scale / 2), strict=True)
         ]
-        # Multiplied out, since all probabilities may be 0.
-        least = self.min_relative_probability * (p**2).sum()
-        return [(path, own) for path, own in zip(paths, members, strict=True) if p[own].mean() * p.sum() >= least]
+        expected = (p**2).sum() / max(p.sum(), SURE)  # of a positive node
+        least = max(self.min_relative_probability * expected, self.min_filament_probability)
+        return [(path, own) for path, own in zip(paths, members, strict=True) if p[own].mean() >= least]
 
     def _paths(self, given: Detections, end_cost: Floats, deadline: float) -> list[Path]:
         """Return the paths of the integer programme."""

@@ -85,6 +85,24 @@ def look_at(
     return taken["scale"], taken["polarity"], told
 
 
+def tell(message: str) -> None:
+    """Print a line; of several processes, the first one does."""
+    if _is_first():
+        print(message)
+
+
+def warn(message: str) -> None:
+    """Warn of something in the input; of several processes, the first one does."""
+    if _is_first():
+        warnings.warn(message, InputWarning, stacklevel=3)
+
+
+def _is_first() -> bool:
+    from lightning_fabric.utilities import rank_zero_only  # slow, and some commands do without
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def quiet_lightning() -> None:
     """Leave out what Lightning says to developers at every start."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):

@@ -1,0 +1,222 @@
+"""What ``grace-predict`` writes, and reads of what it wrote before."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grace_lightning import figures, io
+from grace_lightning.errors import InputError
+from grace_lightning.files import counted, put, replacing, some, sync, unfinished_in, writing
+from grace_lightning.predictor import Findings
+from grace_lightning.ridges import Polarity
+from grace_lightning.tasks.common import Config, warn
+
+SUMMARY = "filaments.csv"  # in the output folder, of all images; in each ``X.grace``, of that image
+
+RECORD = "grace_predict"
+"""Under this key ``metadata.json`` says with what an image was done."""
+
+NOT_OURS = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+"""What reading ``metadata.json`` may raise if somebody else wrote it."""
+
+COMPRESSION = 1  # of pictures; the default takes three times as long, for files smaller by a tenth
+
+
+@dataclass(frozen=True)
+class Export:
+    """Which files are written beside ``X.grace``.
+
+    Without a pixel size, segments are one filament width apart and ``.star`` has no track length: RELION then refuses
+    to extract helical segments, rather than to place them wrongly.
+    """
+
+    spacing: float | None = None  # Angstrom between segments, RELION's inter-box distance; None: one filament width
+    box_size: float | None = None  # side of the boxes in ``.cbox``, pixels; None: two filament widths
+    star: bool = True  # helical segments for RELION
+    box: bool = True  # ends for RELION and EMAN
+    cbox: bool = True  # boxes for crYOLO
+    png: bool = True  # a picture
+
+    def __post_init__(self) -> None:
+        for name, (least, most, unit) in {"spacing": (0.1, 1e9, "Angstrom"), "box_size": (1, 1e5, "pixels")}.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(f"export.{name}: {value}, expected a length of {least:g} to {most:g} {unit}")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the files that are wanted beside ``X.grace``."""
+        return tuple(f".{name}" for name in ("star", "box", "cbox", "png") if getattr(self, name))
+
+
+ALL_SUFFIXES = Export().suffixes
+
+
+class Micrograph(NamedTuple):
+    """Everything that the files say of an image besides its filaments."""
+
+    name: str
+    file: str
+    size: tuple[int, int]  # rows and columns, pixels
+    picture: Tensor  # (1, h, w) float32, for X.png, of any resolution
+    pixel_size: float | None  # Angstrom
+    path: str | None = None  # of the image, absolute
+    from_bottom: bool = False  # whether y counts from the bottom in the files of other programs
+
+
+def read_record(out_dir: Path, name: str) -> dict[str, Any] | None:
+    """Return with what ``X.grace`` was written, None if there is none; an :class:`InputError` if it is not ours."""
+    folder = out_dir / f"{name}.grace"
+    if not folder.exists():
+        return None
+    record = None
+    with suppress(*NOT_OURS):
+        record = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get(RECORD)
+    if not isinstance(record, dict):
+        if not folder.exists():  # another process replaces it just now
+            return None
+        raise InputError(f"{folder}: is there already, and grace-predict did not write it; choose another out_dir")
+    return record
+
+
+def record_of_any(out_dir: Path) -> Config | None:
+    """Return with what some image was done, whose results are in the folder, None if none was."""
+    for folder in sorted(out_dir.glob("*.grace")):
+        with suppress(InputError):
+            if record := read_record(out_dir, folder.stem):
+                return record
+    return None
+
+
+def is_done(out_dir: Path, name: str, export: Export) -> bool:
+    """Return whether all files of an image that are wanted are there; ``X.grace`` comes last."""
+    return all((out_dir / f"{name}{suffix}").exists() for suffix in (*export.suffixes, ".grace"))
+
+
+def write_results(
+    out_dir: Path,
+    micrograph: Micrograph,
+    findings: Findings,
+    export: Export,
+    *,
+    scale: float,
+    polarity: Polarity | None = None,
+    record: Mapping[str, Any],
+) -> None:
+    """Write all files of an image; none is seen under its name before all are complete.
+
+    If the disk is full, this is an :class:`InputError`, and all are as they were.
+
+    ``out_dir`` exists; ``scale`` is the width of a filament, pixels; ``polarity``, for the picture, what filaments are;
+    ``record`` says, plainly, with what it was done.
+    """
+    name, grace = micrograph.name, f"{micrograph.name}.grace"
+    with writing(out_dir / name), unfinished_in(out_dir) as unfinished:
+        _write_grace(unfinished / grace, micrograph, findings, record)
+        _write_exports(unfinished, micrograph, findings, export, scale, polarity)
+        sync(unfinished)
+        if (out_dir / grace).exists():
+            for suffix in set(ALL_SUFFIXES).difference(export.suffixes):
+                (out_dir / f"{name}{suffix}").unlink(missing_ok=True)  # as long as X.grace says whose it is
+            with suppress(FileNotFoundError):  # another process may do the same
+                (out_dir / grace).rename(unfinished / "replaced")  # so that it is not done as long as files are mixed
+        for suffix in export.suffixes:
+            put(unfinished / f"{name}{suffix}", out_dir / f"{name}{suffix}")
+        put(unfinished / grace, out_dir / grace)
+
+
+def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record: Mapping[str, Any]) -> None:
+    metadata: Config = {"image_filename": micrograph.name, "image_path": micrograph.path}
+    metadata |= {"pixel_size": micrograph.pixel_size, RECORD: dict(record)}
+    io.write_grace(
+        path,
+        findings.graph,
+        metadata=metadata,
+        node_prediction=_by_label(findings.node_probability),
+        edge_prediction=_by_label(findings.edge_probability),
+        edge_properties=True,
+        filaments=io.filaments_table(findings.filaments, findings.graph.pos.numpy()),
+    )
+    summary = io.filaments_summary(micrograph.name, findings.filaments, pixel_size=micrograph.pixel_size)
+    summary.to_csv(path / SUMMARY, index=False, float_format="%.7g")
+
+
+def _write_exports(
+    folder: Path,
+    micrograph: Micrograph,
+    findings: Findings,
+    export: Export,
+    scale: float,
+    polarity: Polarity | None,
+) -> None:
+    filaments, stem, pixel_size = findings.filaments, folder / micrograph.name, micrograph.pixel_size
+    if micrograph.from_bottom:  # psi turns with the path
+        height = micrograph.size[0]
+        paths = [io.mirrored(torch.from_numpy(filament.path), height).numpy() for filament in filaments]
+        filaments = [replace(filament, path=path) for filament, path in zip(filaments, paths, strict=True)]
+    if pixel_size is None:
+        table = io.segments(filaments, pixel_size=1.0, spacing=scale).drop(columns="track_length")
+    else:
+        spacing = export.spacing or scale * pixel_size
+        if spacing < pixel_size / 10:
+            found = f"export.spacing: {spacing:g} Angstrom, but a pixel of {micrograph.file} has {pixel_size:g}"
+            raise InputError(f"{found}; expected a tenth of a pixel or more")
+        table = io.segments(filaments, pixel_size=pixel_size, spacing=spacing)
+    if export.star:
+        io.write_star(f"{stem}.star", table, micrograph.file)
+    if export.cbox:
+        io.write_cbox(f"{stem}.cbox", table, box_size=export.box_size or 2 * scale)
+    if export.box:
+        io.write_box_ends(f"{stem}.box", filaments)
+    if export.png:
+        figure = figures.overview(micrograph.picture, micrograph.size, findings.filaments, scale, polarity)
+        figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
+
+
+def _by_label(probability: Tensor) -> Tensor:
+    """Return probabilities by :class:`grace_lightning.graph.Label`, (M, 3), from those of the positive one, (M,)."""
+    return torch.stack([1 - probability, probability, torch.zeros_like(probability)], dim=1)
+
+
+def join_summaries(out_dir: Path) -> dict[str, int]:
+    """Write ``filaments.csv`` of all images that are done; return how many filaments each of them has, by name."""
+    header, written = io.filaments_summary("", []).to_csv(index=False), None
+    while written != (tables := _summaries(out_dir)):  # what another process has added meanwhile is not lost
+        with replacing(out_dir / SUMMARY) as unfinished:
+            unfinished.write_text(header + "".join(map("".join, tables.values())), encoding="utf-8")
+        written = tables
+    return {name: len(rows) for name, rows in tables.items()}
+
+
+def _summaries(out_dir: Path) -> dict[str, list[str]]:
+    tables = {}
+    for folder in sorted(out_dir.glob("*.grace")):
+        with suppress(OSError, UnicodeError):  # it is not ours, or another process replaces it just now
+            rows = (folder / SUMMARY).read_text(encoding="utf-8").splitlines(keepends=True)
+            tables[folder.name.removesuffix(".grace")] = rows[1:]
+    return tables
+
+
+def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
+    """Lay out all images that are done for RELION, in ``relion/``; warn of those that it cannot read.
+
+    Images lie where ``sources`` say; others where they lay when they were done.
+    """
+    paths, done = {source.name: source.image for source in sources}, []
+    for folder in sorted(out_dir.glob("*.grace")):
+        with suppress(*NOT_OURS):  # or another process replaces it just now
+            metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+            path = Path(paths.get(folder.stem) or metadata["image_path"])
+            if isinstance(metadata[RECORD], dict):
+                done.append((folder.with_suffix(""), path, metadata["pixel_size"]))
+    left_out = io.write_project(out_dir / "relion", done)
+    if left_out:
+        reasons = some(f"{name}: {reason}" for name, reason in left_out.items())
+        found = f"left out {len(left_out)} of {counted(len(done), 'image')}, which RELION cannot read ({reasons})"
+        warn(f"{out_dir / 'relion'}: {found}")
