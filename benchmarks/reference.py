@@ -95,7 +95,7 @@ def main() -> None:
 
     folders = {"train": "train", "valid": "valid", "infer": args.split}
     overrides = [f"data.{name}_image_dir='{(args.data / folder).resolve()}'" for name, folder in folders.items()]
-    overrides = ["data=folders", "data.mix=null", "features=statistics", *overrides, *args.overrides]
+    overrides = ["data=folders", "features=statistics", *overrides, *args.overrides]
     data = read(overrides)
     runs = {name: [classifier_run(name, seed, data) for seed in args.seeds] for name in CLASSIFIERS}
     for model in args.models:

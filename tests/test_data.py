@@ -24,8 +24,6 @@ from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.flatten import magnified
 from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
-from grace_lightning.scenes import AnyScene
-from grace_lightning.simulate import SimulatedFolders
 from grace_lightning.splits import Dealt, cut_in_two, dealt_before, split_names
 
 
@@ -235,20 +233,6 @@ class TestOneImage:
         assert all((part.graph.label("node") == 1).any() for part in parts)
 
 
-def test_every_step_has_a_scene_for_each_image(folder, tmp_path_factory):
-    mix = SimulatedFolders(AnyScene(size=[256, 256]), str(tmp_path_factory.mktemp("mix")), {"scenes": 2})
-    module = GraceDataModule(train_image_dir=str(folder), valid_image_dir=str(folder), batch_size=2, mix=mix)
-    module.prepare_data()
-    module.setup("fit")
-    for epoch in module.train_dataloader(), module.val_dataloader():
-        names = [batch.names for batch in epoch]
-        assert [len(step) for step in names] == ([4, 4, 2] if epoch.batch_size == 4 else [2, 2, 1])
-        if epoch.batch_size == 4:
-            assert {name for step in names for name in step[1::2]} <= {"scenes_0000", "scenes_0001"}
-            assert sorted(name for step in names for name in step[::2]) == [f"m{k}" for k in range(5)]
-    assert len(module.dataset("train")) == 5
-
-
 class TestKeptSplit:
     @pytest.fixture
     def kept(self, folder):
@@ -340,11 +324,3 @@ class TestSampler:
         assert all(sorted(order) == list(range(20)) for order in orders)
         seeds = [[p.seed for p in EpochSampler(range(3), 0, lambda e=e: e)] for e in range(2)]
         assert not set(seeds[0]) & set(seeds[1])
-
-    def test_after_every_image_comes_a_scene_another_one_every_time(self):
-        plain = [list(EpochSampler(range(5), 1, lambda e=e: e, True)) for e in range(2)]
-        mixed = [list(EpochSampler(range(9), 1, lambda e=e: e, True, scenes=4)) for e in range(2)]
-        assert [picks[::2] for picks in mixed] == plain
-        assert {pick.image for picks in mixed for pick in picks[1::2]} == {5, 6, 7, 8}
-        assert len({pick.seed for picks in mixed for pick in picks}) == 20
-        assert len(EpochSampler(range(9), 1, scenes=4)) == len(mixed[0]) == 10

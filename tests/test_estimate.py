@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import line_scene
+from scipy import ndimage
 
 from grace_lightning.errors import InputError
 from grace_lightning.estimate import estimate
@@ -35,6 +36,17 @@ def test_other_things_do_not_decide():
 def test_each_image_has_one_vote():
     found = estimate([lines(10.0), lines(10.0) / 100, -100 * lines(24.0)])
     assert (found.polarity, found.scale) == ("dark", pytest.approx(12, rel=0.25))
+
+
+def test_only_what_is_annotated_counts_and_how_wide_it_is():
+    thin, wide = lines(8.0), lines(24.0).flip(1)
+    both = (thin - thin.mean()).clamp(max=0) - 0.5 * (wide - wide.mean())
+    assert estimate([both]).polarity == "dark"
+    inside = ndimage.gaussian_filter(wide[0].numpy(), 3) < wide.mean().item() - 5
+    found = estimate([both], annotations=[torch.from_numpy(inside)])
+    assert (found.polarity, found.scale) == ("bright", pytest.approx(24, rel=0.3))
+    broad = ndimage.binary_dilation(inside, iterations=8)
+    assert estimate([both], annotations=[torch.from_numpy(broad)]).scale > found.scale
 
 
 def test_what_is_known_is_kept_and_the_rest_is_estimated_for_it():

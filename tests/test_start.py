@@ -15,18 +15,17 @@ from grace_lightning.tasks.start import take_weights
 from grace_lightning.tasks.train import train
 
 BRIEF = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.progress=null", "logger=none", "augment=none"]
-SCENES = ["data.mix.num_images={scenes: 2}", "data.mix.simulator.size=[256,256]"]
 
 
 @pytest.fixture
 def started(checkpoint, simulated, tmp_path):
     """Return a function that trains from the weights of the small network and returns the last checkpoint."""
 
-    def start(*keys, run="run", init=checkpoint, mix=("data.mix=null",)):
+    def start(*keys, run="run", init=checkpoint):
         folder = tmp_path / run
         data = ["data=folders", *(f"data.{part}_image_dir={simulated}" for part in ("train", "valid"))]
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            train(hydra.compose("train", [*data, *BRIEF, f"init='{init}'", f"run_dir={folder}", *mix, *keys]))
+            train(hydra.compose("train", [*data, *BRIEF, f"init='{init}'", f"run_dir={folder}", *keys]))
         return read_checkpoint(folder / "model" / "last.ckpt")
 
     return start
@@ -42,10 +41,8 @@ def test_it_has_the_network_and_the_weights_of_the_other_one(started, checkpoint
     assert after["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
 
 
-def test_scenes_are_mixed_in_and_the_rate_is_lower(started, tmp_path):
-    config = started("data.polarity=dark", mix=[*SCENES, f"log_dir={tmp_path}"])[CHECKPOINT_KEY]
-    assert len([*(tmp_path / "scenes" / "scenes").glob("*.mrc")]) == config["data"]["mix"]["num_images"]["scenes"] == 2
-    assert config["optimizer"]["lr"] == 0.001
+def test_the_rate_is_lower(started):
+    assert started()[CHECKPOINT_KEY]["optimizer"]["lr"] == 0.001
     assert started("optimizer.lr=0.002", run="other")[CHECKPOINT_KEY]["optimizer"]["lr"] == 0.002
 
 
@@ -53,8 +50,8 @@ def test_by_default_another_kind_of_network_starts_from_nothing(started, checkpo
     monkeypatch.setattr("grace_lightning.tasks.start.GENERAL_FILE", checkpoint)
     monkeypatch.setattr("grace_lightning.checkpoint.GENERAL_FILE", checkpoint)
     small = ["features=statistics", "model.hidden=4", "model.rounds=0"]
-    config = started(*small, init="auto", mix=SCENES)[CHECKPOINT_KEY]
-    assert (config["init"], config["data"]["mix"], config["optimizer"]["lr"]) == (None, None, 0.003)
+    config = started(*small, init="auto")[CHECKPOINT_KEY]
+    assert (config["init"], config["optimizer"]["lr"]) == (None, 0.003)
     assert re.search(r"starts from nothing: features\._target_=\S+Statistics, model.hidden=4", capfd.readouterr().out)
     assert started(init="auto", run="other")[CHECKPOINT_KEY]["init"] == "general"
 

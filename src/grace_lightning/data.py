@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, tee
 from math import inf
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, cast
 
@@ -39,7 +38,6 @@ from grace_lightning.io import Source, find_sources, pixel_size, read_sample
 from grace_lightning.io.grace import METADATA
 from grace_lightning.raster import values_at
 from grace_lightning.ridges import Polarity
-from grace_lightning.simulate import SimulatedFolders
 from grace_lightning.splits import Dealt, cut_in_two, deal
 
 Hops = int | Literal["whole"]
@@ -184,7 +182,6 @@ class EpochSampler(DistributedSampler[Any]):
     Together, a step of R processes with B images each takes the images that a step of one process with R * B takes.
 
     ``epoch`` returns the number of the epoch that begins. If ``shuffle``, each has another order, else the dataset's.
-    The last ``scenes`` of the dataset are mixed in: after every other image comes one of them, drawn at random.
     """
 
     def __init__(
@@ -195,15 +192,11 @@ class EpochSampler(DistributedSampler[Any]):
         shuffle: bool = False,
         processes: int = 1,
         rank: int = 0,
-        scenes: int = 0,
     ) -> None:
-        self.images, self.scenes = len(dataset) - scenes, scenes  # type: ignore[arg-type]
+        self.images = len(dataset)  # type: ignore[arg-type]
         # Lightning leaves loaders alone that have a DistributedSampler.
-        super().__init__(range(self.images), processes, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        super().__init__(dataset, processes, rank, shuffle=shuffle, seed=seed)
         self.current = epoch
-
-    def __len__(self) -> int:
-        return 2 * self.num_samples if self.scenes else self.num_samples
 
     def __iter__(self) -> Iterator[Pick]:
         # Not set_epoch: processes that prepare samples are given work before Lightning calls it in a resumed run.
@@ -216,9 +209,6 @@ class EpochSampler(DistributedSampler[Any]):
         for position in range(self.rank, self.total_size, self.num_replicas):
             index = order[position % self.images]
             yield Pick(index, seed_of(self.seed, epoch, index), counts=position < self.images)
-            if self.scenes:
-                seed = seed_of(self.seed, epoch, "scene", position)
-                yield Pick(self.images + seed % self.scenes, seed)
 
 
 class GraceDataset(Dataset[GraphData]):
@@ -296,7 +286,6 @@ class GraceDataModule(pl.LightningDataModule):
     connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
     cache_gib : GiB of memory for samples that are kept between epochs
     simulation : called first; makes the folders
-    mix : simulated scenes, as many in every training step as images; each is resampled by its metadata
     """
 
     def __init__(
@@ -329,7 +318,6 @@ class GraceDataModule(pl.LightningDataModule):
         connection: Connection = "spiderweb",
         cache_gib: float = 4.0,
         simulation: Callable[[], None] | None = None,
-        mix: SimulatedFolders | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -356,8 +344,7 @@ class GraceDataModule(pl.LightningDataModule):
             keep_edge_unknown_labels=keep_edge_unknown_labels,
         )
         self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
-        self.simulation, self.mix = simulation, mix
-        self.scenes: list[Source] = []
+        self.simulation = simulation
         self.kept: dict[tuple[Source, str], Sample] = {}
         self.room = cache_gib * 2**30
         self.sources: dict[str, list[Source]] = {}
@@ -368,9 +355,8 @@ class GraceDataModule(pl.LightningDataModule):
         """Hashes of the samples that were read: of pixels, points, edges, labels and annotation, not of files."""
 
     def prepare_data(self) -> None:
-        for make in (self.simulation, self.mix):
-            if make is not None:
-                make()
+        if self.simulation is not None:
+            self.simulation()
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files: of all sets for ``fit``, of the inference images for ``predict``."""
@@ -379,9 +365,6 @@ class GraceDataModule(pl.LightningDataModule):
         self._find_sources(stage)
         if "auto" in (self.scale, self.polarity):
             self._estimate()
-        if self.mix is not None and stage == "fit":
-            folders = [Path(self.mix.root) / name for name in self.mix.num_images]
-            self.scenes = [source for folder in folders for source in find_sources(folder)]
 
     def _find_sources(self, stage: str | None) -> None:
         given = [f"data.{name}_image_dir" for name, (folder, _) in self.folders.items() if folder is not None]
@@ -439,12 +422,11 @@ class GraceDataModule(pl.LightningDataModule):
         sizes = [size for source in self.sources["train"] if (size := pixel_size(source.image)) is not None]
         return {"split": self.dealt_names, "pixel_size": median(sizes) if sizes else None}
 
-    def dataset(self, name: str, *, augmented: bool = False, mixed: bool = False) -> GraceDataset:
-        """Return the images of ``train``, ``valid`` or ``infer``; if ``mixed``, with all scenes after them."""
+    def dataset(self, name: str, *, augmented: bool = False) -> GraceDataset:
+        """Return the images of ``train``, ``valid`` or ``infer``."""
         augment = self.augment if augmented else None
         read = partial(self._read, name)
-        sources = [*self.sources[name], *(self.scenes if mixed else ())]
-        return GraceDataset(sources, read, augment, views=self.views, seed=self.seed, **self.hops)
+        return GraceDataset(self.sources[name], read, augment, views=self.views, seed=self.seed, **self.hops)
 
     def _read(self, name: str, source: Source) -> Sample:
         """Return a sample of a set as the network sees it, and keep it as long as there is room."""
@@ -472,8 +454,6 @@ class GraceDataModule(pl.LightningDataModule):
     def _of_filaments(self, source: Source, sample: Sample) -> tuple[float | None, Polarity | None]:
         """Return how wide filaments are in an image, pixels, and what they are."""
         given: dict[str, Any] = {"scale": self.scale, "polarity": self.polarity}
-        if source in self.scenes:
-            given = dict.fromkeys(given, "each")
         for key, kind in (("scale", float), ("polarity", Polarity)):
             if given[key] == "each":
                 given[key] = sample.metadata.get(key)
@@ -485,12 +465,12 @@ class GraceDataModule(pl.LightningDataModule):
 
     def _loader(self, name: str, *, training: bool = False) -> DataLoader:
         """Return batches of this process' share of a set."""
-        dataset, scenes = self.dataset(name, augmented=training, mixed=training), len(self.scenes) if training else 0
+        dataset = self.dataset(name, augmented=training)
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return DataLoader(
             dataset,
-            batch_size=self.batch_size * (2 if scenes else 1),
-            sampler=EpochSampler(dataset, self.seed, self._epoch, training, processes, rank, scenes),
+            batch_size=self.batch_size,
+            sampler=EpochSampler(dataset, self.seed, self._epoch, training, processes, rank),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),  # its own: what a loader draws is not to shift what dropout draws

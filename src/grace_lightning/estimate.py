@@ -50,6 +50,10 @@ narrow. See ``benchmarks/estimate.py``."""
 ROWS = 15
 """Offsets from row to row, as scanning leaves, are no filaments: the median of each is made that of so many."""
 
+BEYOND, TRUSTED = 1.35, (0.7, 1.4)
+"""Annotations of simulated scenes are so many times wider than filaments: they reach beyond, and join at crossings. A
+user's may be lines or of a broad brush: they change the width of the ridges within these factors only."""
+
 DOUBTFUL = 0.15
 """Estimates of less clarity are guesses: of noise it is .03 at most, of clear filaments .7 or more."""
 
@@ -90,13 +94,17 @@ def estimate(
     """Estimate the width and the polarity of filaments from the first :data:`MOST_IMAGES` images, (1, H, W) float32.
 
     A ``scale``, pixels, or ``polarity`` that is given is kept, and the other one estimated for it. Of an image that has
-    an annotation, (H, W), only what lies inside of it counts. It is an :class:`InputError` if there is no image.
+    an annotation, (H, W), only ridges inside of it count; its own width counts as much as theirs, within limits. It is
+    an :class:`InputError` if there is no image.
     """
     heights: dict[tuple[int, float], float] = defaultdict(float)  # by sign and width
     clarity: dict[tuple[int, float], float] = defaultdict(float)
+    annotated: list[float] = []  # widths, pixels
     looked_at = 0
     for image, annotation in islice(zip(images, annotations, strict=False), MOST_IMAGES):
         looked_at += 1
+        if annotation is not None and annotation.any():
+            annotated.append(_width_of(annotation))
         of_image: dict[tuple[int, float], float] = defaultdict(float)
         for ridges in ridges_of(image, annotation):
             height = ridges.height * ridges.width**WIDER
@@ -119,7 +127,16 @@ def estimate(
     if 0 < k < len(widths) - 1:  # the top of a parabola through three heights; widths are a factor of 2**.5 apart
         before, top, after = (heights[sign, widths[n]] for n in (k - 1, k, k + 1))
         width *= 2 ** float(np.clip(0.25 * (after - before) / max(2 * top - before - after, 1e-12), -0.25, 0.25))
-    return Estimate(scale or float(f"{width / PER_WIDTH:.2g}"), POLARITIES[sign], clarity[best] / looked_at)
+    width /= PER_WIDTH
+    if annotated:
+        width *= float(np.clip(np.sqrt(np.median(annotated) / width), *TRUSTED))
+    return Estimate(scale or float(f"{width:.2g}"), POLARITIES[sign], clarity[best] / looked_at)
+
+
+def _width_of(annotation: Tensor) -> float:
+    """Return how wide the filaments of an annotation (H, W) are, pixels."""
+    inside = annotation.numpy() > 0
+    return float(4 * ndimage.distance_transform_edt(inside)[inside].mean() / BEYOND)  # of a bar, 4 times the mean
 
 
 def ridges_of(image: Tensor, annotation: Tensor | None = None) -> Iterator[Ridges]:

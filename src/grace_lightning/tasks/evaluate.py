@@ -81,7 +81,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
 def _infer_images(config: Config, predictor: Predictor, module: GraceModule) -> GraceDataset:
     """Return the images to score as a network takes them."""
     trained = module.config["data"]
-    made_anew = ("simulation", "mix", "scale", "polarity")  # the predictor resamples images
+    made_anew = ("simulation", "scale", "polarity")  # the predictor resamples images
     data = {**trained, **dict.fromkeys(made_anew)}
     data |= {key: value for key, value in config["data"].items() if value is not None}
     if config["data"]["infer_image_dir"] is not None:

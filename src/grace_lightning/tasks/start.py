@@ -29,7 +29,7 @@ def network_to_start_from(cfg: DictConfig) -> tuple[GraceModule | None, str]:
     auto = config["init"] == "auto"
     cfg.init = config["init"] if not auto else None if config["data"]["simulation"] else GENERAL
     if cfg.init is None or (auto and not GENERAL_FILE.is_file()):
-        cfg.init = cfg.data.mix = None
+        cfg.init = None
         return None, ""
     paths = checkpoint_paths(cfg.init)
     if len(paths) != 1:
@@ -40,7 +40,7 @@ def network_to_start_from(cfg: DictConfig) -> tuple[GraceModule | None, str]:
         has = f"init={cfg.init} has {', '.join(f'{key}={selected(start.config, key)}' for key in other)}"
         if not auto:
             raise InputError(f"{found}, but {has}; leave that, or init, out")
-        cfg.init = cfg.data.mix = None
+        cfg.init = None
         return None, f"starts from nothing: {found}, and {has}"
     adopt_network(cfg, start.config)
     return start, f"starts from {cfg.init}"
@@ -58,9 +58,7 @@ def go_on_as(cfg: DictConfig, trained: Config) -> Config:
     if cfg.init not in (None, "auto", before):
         raise InputError(f"init: {cfg.init}, but a run that goes on has its own weights; leave that, or ckpt_path, out")
     cfg.init = before
-    if before is None:
-        cfg.data.mix = None
-    elif not _typed_otherwise(plain(cfg), trained):
+    if before is not None and not _typed_otherwise(plain(cfg), trained):
         adopt_network(cfg, trained)
     for key, value in of_data.items():
         if cfg.data[key] == "auto" or (before and cfg.data[key] is None):
@@ -90,8 +88,6 @@ def adopt_network(cfg: DictConfig, trained: Config) -> None:
             if cfg.data[key] is None:
                 before = trained["data"].get(key)
                 cfg.data[key] = "auto" if before == "each" else before
-        if cfg.data.polarity is None:  # scenes have dark filaments, which such a network may not expect
-            cfg.data.mix = None
         shift = (cfg.augment or {}).get("random_xy_translation")
         if shift and "augment.random_xy_translation.max_shift" not in words:
             shift.max_shift *= trained["features"]["scale"] / _shipped("features/learned")["scale"]
