@@ -108,7 +108,7 @@ def test_standardise_takes_mean_and_deviation_of_all_batches():
             ("scale", 1e308),
         ),
         *(("channels", []), ("channels", [10**7]), ("hidden", 0), ("hidden", 10**7), ("patch_samples", 10**6)),
-        *(("strip_samples", (1, 9)), ("strip", 1e9)),
+        *(("strip_samples", (1, 9)), ("strip", 1e9), ("context", 1e9), ("context", 0.0)),
     ],
 )
 def test_impossible_sizes_are_refused(key, value):
@@ -158,6 +158,22 @@ class TestLearned:
                 predicted = features.eval()(batched(one))
             for before, after, rows in zip(trained, predicted, (30, one.graph.num_edges), strict=True):
                 assert torch.allclose(before[:rows], after, atol=1e-5) == per_image
+
+    def test_context_is_what_lies_beyond_the_patch(self):
+        one = random_sample()
+        others = one.image.clone()
+        x, y = one.graph.pos[0]
+        rows, columns = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
+        beyond = torch.maximum((rows - y).abs(), (columns - x).abs())
+        others[0, (beyond > 12) & (beyond < 20)] += 2.0
+        data, changed = batched(one), batched(one.replace(image=others))
+        for context in (None, 6.0):
+            features = Learned(scale=8, patch=2.4, context=context, channels=[4, 8], hidden=6).eval()
+            with torch.no_grad():
+                before, after = features(data)[0], features(changed)[0]
+            assert before.shape == (one.graph.num_nodes, 6 if context is None else 12)
+            assert torch.equal(before[0, :6], after[0, :6])
+            assert torch.equal(before[0], after[0]) == (context is None)
 
     def test_another_magnification_needs_one_number(self):
         # the same scene at twice the size: nearly the same features
