@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import imagecodecs
@@ -438,3 +439,13 @@ def test_ridges_of_photographs_are_their_roots(shared):
         found = RidgeDetector(scale=20.0, polarity="bright")(read_image(path))
         away = KDTree(found[["x", "y"]].to_numpy()).query(graph.pos[graph.label("node") == 1].numpy())[0]
         assert (away <= 15).mean() > 0.93
+
+
+def test_the_window_needs_napari(annotate, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "napari", None)
+    monkeypatch.delitem(sys.modules, "grace_lightning.gui.panel", raising=False)
+    status, _, err = annotate(f"image_dir={data}", "gui=true")
+    assert status == 2
+    assert "gui: the window needs napari, which cannot be imported" in err
+    assert "pip install 'grace-lightning[napari]'" in err
+    assert annotate("image_dir=nowhere", "gui=true")[2].startswith("grace-annotate: image_dir: nowhere")

@@ -12,7 +12,7 @@ ORDER = [
     *("errors", "files", "stopping", "config", "legacy", "raster", "graph", "truth", "clean", "flatten", "io"),
     *("simulate", "ridges", "estimate", "scenes", "splits"),
     *("augment", "data", "features", "models", "link", "metrics", "figures", "module", "checkpoint", "predictor"),
-    *("sweeps", "callbacks", "dashboards", "tasks", "cli"),
+    *("sweeps", "callbacks", "dashboards", "tasks", "gui", "cli"),
 ]
 
 

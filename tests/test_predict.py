@@ -311,7 +311,7 @@ def test_a_signal_ends_the_command_after_the_image_in_hand(predicted, monkeypatc
 
 def test_two_predictions_into_one_folder_at_once(findings, tmp_path, monkeypatch):
     """The second one does everything while the first one has its files half written."""
-    real, started = results._write_exports, []
+    real, started = results.write_exports, []
 
     def write(*arguments):
         real(*arguments)
@@ -325,7 +325,7 @@ def test_two_predictions_into_one_folder_at_once(findings, tmp_path, monkeypatch
         results.write_results(tmp_path, micrograph, findings[1], results.Export(), scale=SCALE, record={})
         results.join_summaries(tmp_path)
 
-    monkeypatch.setattr(results, "_write_exports", write)
+    monkeypatch.setattr(results, "write_exports", write)
     one("a")
     assert made(tmp_path) == {f"{n}.{e}" for n in "ab" for e in ("box", "cbox", "grace", "png", "star")} | {SUMMARY}
     assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {"a", "b"}

@@ -66,8 +66,8 @@ class Learned(Features):
         hidden: int = 64,
         per_image: bool = False,
     ) -> None:
-        lengths = {"patch": patch, "strip": strip} | ({} if context is None else {"context": context})
-        super().__init__(scale, flatten, hidden * (1 if context is None else 2), **lengths)
+        beyond = {} if context is None else {"context": context}
+        super().__init__(scale, flatten, hidden * (1 + len(beyond)), False, patch=patch, strip=strip, **beyond)
         for key, counts in {"patch_samples": [patch_samples], "strip_samples": strip_samples}.items():
             for count in counts:
                 expect_range(f"features.{key}", count, 2, 1000)

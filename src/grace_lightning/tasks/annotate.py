@@ -98,6 +98,9 @@ def annotate(cfg: DictConfig) -> None:
     Images that fail are named at the end, when the others are done; the exit status is then 1.
     """
     config = plain(cfg)
+    if config.pop("gui"):
+        _open_window(config["image_dir"])
+        return
     detector = build(config.pop("detections", None), "detections")
     reading = build(config.pop("io"), "io")
     expect_keys(config, {"image_dir": "the folder of micrographs", "out_dir": "a folder for the .grace folders"})
@@ -105,6 +108,17 @@ def annotate(cfg: DictConfig) -> None:
         exit_if_failed("grace-annotate", call(annotate_folder, config, detector=detector, reading=reading))
     except Stopped as stopped:
         exit_if_failed("grace-annotate", stopped.failures, stopped)
+
+
+def _open_window(image_dir: str | None) -> None:
+    if image_dir is not None:
+        expect_folder(image_dir, "image_dir")
+    try:
+        from grace_lightning.gui.panel import open_folder
+    except ImportError as error:
+        advice = "pip install 'grace-lightning[napari]'"
+        raise InputError(f"gui: the window needs napari, which cannot be imported ({error}); {advice}") from error
+    open_folder(Path(image_dir) if image_dir else None)
 
 
 def annotate_folder(

@@ -13,6 +13,7 @@ from torch import Tensor
 from grace_lightning import figures, io
 from grace_lightning.errors import InputError
 from grace_lightning.files import counted, put, replacing, some, sync, unfinished_in, writing
+from grace_lightning.graph import Filament
 from grace_lightning.predictor import Findings
 from grace_lightning.ridges import Polarity
 from grace_lightning.tasks.common import Config, warn
@@ -119,7 +120,7 @@ def write_results(
     name, grace = micrograph.name, f"{micrograph.name}.grace"
     with writing(out_dir / name), unfinished_in(out_dir) as unfinished:
         _write_grace(unfinished / grace, micrograph, findings, record)
-        _write_exports(unfinished, micrograph, findings, export, scale, polarity)
+        write_exports(unfinished, micrograph, findings.filaments, export, scale, polarity)
         sync(unfinished)
         if (out_dir / grace).exists():
             for suffix in set(ALL_SUFFIXES).difference(export.suffixes):
@@ -147,15 +148,16 @@ def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record:
     summary.to_csv(path / SUMMARY, index=False, float_format="%.7g")
 
 
-def _write_exports(
+def write_exports(
     folder: Path,
     micrograph: Micrograph,
-    findings: Findings,
+    found: Sequence[Filament],
     export: Export,
     scale: float,
     polarity: Polarity | None,
 ) -> None:
-    filaments, stem, pixel_size = findings.filaments, folder / micrograph.name, micrograph.pixel_size
+    """Write the files of filaments that are wanted for other programs, and the picture; see :func:`write_results`."""
+    filaments, stem, pixel_size = list(found), folder / micrograph.name, micrograph.pixel_size
     if micrograph.from_bottom:  # psi turns with the path
         height = micrograph.size[0]
         paths = [io.mirrored(torch.from_numpy(filament.path), height).numpy() for filament in filaments]
@@ -165,8 +167,8 @@ def _write_exports(
     else:
         spacing = export.spacing or scale * pixel_size
         if spacing < pixel_size / 10:
-            found = f"export.spacing: {spacing:g} Angstrom, but a pixel of {micrograph.file} has {pixel_size:g}"
-            raise InputError(f"{found}; expected a tenth of a pixel or more")
+            given = f"export.spacing: {spacing:g} Angstrom, but a pixel of {micrograph.file} has {pixel_size:g}"
+            raise InputError(f"{given}; expected a tenth of a pixel or more")
         table = io.segments(filaments, pixel_size=pixel_size, spacing=spacing)
     if export.star:
         io.write_star(f"{stem}.star", table, micrograph.file)
@@ -175,7 +177,7 @@ def _write_exports(
     if export.box:
         io.write_box_ends(f"{stem}.box", filaments)
     if export.png:
-        figure = figures.overview(micrograph.picture, micrograph.size, findings.filaments, scale, polarity)
+        figure = figures.overview(micrograph.picture, micrograph.size, found, scale, polarity)
         figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
 
 

@@ -1,0 +1,1 @@
+"""A napari plugin: see filaments, put right what is wrong, and let a network learn from it."""
