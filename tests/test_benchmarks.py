@@ -64,6 +64,13 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
         (f"--data roots --models gat --seeds 0 --split valid -- {SHORT} {FEW}", ["gradient boosting", "gat"]),
     ],
     "start": [(f"--data roots --images 1 --seeds 0 -- '{SHORT} {FEW} {TINY}'", ["1 +│ 0"])],
+    "suggest": [
+        (
+            "--kind cryo --pool 3 --chosen 1 --scored 1 --size 192 --seeds 0 --ways random doubt --overrides"
+            f" 'trainer.max_epochs=1 evaluate.pictures=false callbacks.projector=null {FEW} augment=none'",
+            ["random", "doubt"],
+        )
+    ],
 }
 CASES = [pytest.param(name, *run, id=f"{name}{k}") for name, runs in RUNS.items() for k, run in enumerate(runs)]
 

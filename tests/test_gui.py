@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 from grace_lightning import io
 from grace_lightning.errors import InputError
 from grace_lightning.graph import Label, from_detections
-from grace_lightning.gui import files, suggest, training
+from grace_lightning.gui import files, training
 from grace_lightning.gui.traces import (
     History,
     Opened,
@@ -21,6 +21,7 @@ from grace_lightning.gui.traces import (
     cut,
     find,
     joined,
+    most_teaching,
     nearest,
     reopened,
     save,
@@ -167,9 +168,8 @@ def test_the_micrograph_of_most_doubt_is_suggested(opened):
     doubtful = Findings(graph, torch.full((graph.num_nodes,), 0.5), edge, [])
     other = opened._replace(path=opened.path.with_name("b.mrc"), findings=doubtful)
     known = {one.path: one for one in (opened, other)}
-    _, best = finished(suggest.most_teaching(list(known), Search(), known))
+    _, best = finished(most_teaching(list(known), Search(), known))
     assert best is other
-    assert (suggest.doubt(torch.zeros(0)), suggest.doubt(torch.tensor([0.5, 0.0]))) == (0.0, pytest.approx(0.5))
 
 
 class TestFiles:

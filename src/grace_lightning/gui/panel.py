@@ -24,7 +24,6 @@ from grace_lightning.errors import InputError
 from grace_lightning.files import short
 from grace_lightning.graph import Floats
 from grace_lightning.gui.files import contrast, rows_first
-from grace_lightning.gui.suggest import most_teaching
 from grace_lightning.gui.traces import (
     History,
     Opened,
@@ -34,6 +33,7 @@ from grace_lightning.gui.traces import (
     cut,
     find,
     joined,
+    most_teaching,
     nearest,
     reopened,
     save,

@@ -19,9 +19,13 @@ from grace_lightning.predictor import Findings, Predictor, load_networks
 from grace_lightning.raster import dense, values_at
 from grace_lightning.ridges import Polarity, snap_to_ridges
 from grace_lightning.tasks.results import Export, Micrograph, write_exports
+from grace_lightning.tasks.suggest import doubt
 from grace_lightning.truth import draw_lines, label_by_mask, nodes_of_lines, with_unknown
 
 Status = Literal["found", "accepted", "rejected"]
+
+MOST = 16
+"""So many micrographs are looked at to suggest one."""
 
 TRACES = "traces"
 """Under this key ``metadata.json`` has the traces, to go on with."""
@@ -143,6 +147,19 @@ def find(path: Path, search: Search) -> Generator[str, None, Opened]:
     prepared = predictor.prepare(image, *points, path.name)
     findings = predictor.find(prepared)
     return Opened(path, image, predictor.scale, predictor.polarity, findings)
+
+
+def most_teaching(paths: Sequence[Path], search: Search, known: Mapping[Path, Opened]) -> Generator[str, None, Opened]:
+    """Find the filaments of some micrographs, and return the one of most doubt; those ``known`` are not done again."""
+    some = list(paths)[:: -(-len(paths) // MOST)]
+    seen: list[Opened] = []
+    for number, path in enumerate(some, 1):
+        yield f"looking at {path.name}, {number} of {len(some)}"
+        if path in known:
+            seen.append(known[path])
+        else:
+            seen.append((yield from find(path, search)))
+    return max(seen, key=lambda opened: doubt(opened.findings.node_probability.numpy()))
 
 
 def snapped(image: Tensor, line: Floats, scale: float) -> Floats:

@@ -48,11 +48,13 @@ from grace_lightning.tasks.results import (
     Micrograph,
     is_done,
     join_summaries,
+    read_node_probability,
     read_record,
     record_of_any,
     write_relion,
     write_results,
 )
+from grace_lightning.tasks.suggest import doubt, suggest
 
 T = TypeVar("T")
 
@@ -154,6 +156,8 @@ def predict(cfg: DictConfig) -> None:
         if any(io.counts_from_bottom(*pair, reading.tiff_origin) for pair in files):
             told += f"\n{io.COUNTED_FROM_BOTTOM}"
         print(told)
+        if config["suggest"]:
+            _suggest(out_dir, sorted(skipped | whole.pixel_sizes.keys()), config["suggest"])
     _warn_of_pixel_sizes(config, predictor, whole.pixel_sizes)
     exit_if_failed("grace-predict", whole.failures, stopped)
 
@@ -175,6 +179,14 @@ def _what_became(
     told += f"; {len(whole.failures)} of {counted(len(names), 'image')} failed" if whole.failures else ""
     told += f"; {left} left to do" if left else ""
     return told + (f"; {SUMMARY} has {counted(others, 'other image')}, too" if others else "")
+
+
+def _suggest(out_dir: Path, names: Sequence[str], count: int) -> None:
+    """Print which of the images that are done should be annotated first."""
+    said = [read_node_probability(out_dir, name) for name in names]
+    print("whose annotation would teach the network most, with the doubt about their detections in bits:")
+    for row in suggest(said, count):
+        print(f"  {names[row]}  {doubt(said[row]):.3f}")
 
 
 def _warn_of_pixel_sizes(config: Config, predictor: Predictor, sizes: Mapping[str, float | None]) -> None:
@@ -244,10 +256,12 @@ def _for_filaments(
 def _check(config: Config) -> None:
     kinds: Config = {"image_dir": str | None, "detections_dir": str | None, "out_dir": str, "overwrite": bool}
     kinds |= {"frame": int | Literal["mean"] | None, "pixel_size": float | None}
-    kinds |= {"detections_format": io.DetectionsFormat | None}
+    kinds |= {"detections_format": io.DetectionsFormat | None, "suggest": int | None}
     for key, expected in kinds.items():
         check_value(config[key], expected, key)
     expect_keys(config, {"image_dir": "the folder of micrographs"})
+    if config["suggest"] is not None and config["suggest"] < 1:
+        raise InputError(f"suggest: {config['suggest']}, expected a number of images, 1 or more")
     if config["pixel_size"] is not None and not 0.01 <= config["pixel_size"] <= 1e9:
         raise InputError(f"pixel_size: {config['pixel_size']}, expected Angstrom per pixel, 0.01 to 1e+09")
 

@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grace_lightning import figures, io
 from grace_lightning.errors import InputError
-from grace_lightning.files import counted, put, replacing, some, sync, unfinished_in, writing
-from grace_lightning.graph import Filament
+from grace_lightning.files import counted, put, reading, replacing, some, sync, unfinished_in, writing
+from grace_lightning.graph import Filament, Label
 from grace_lightning.predictor import Findings
 from grace_lightning.ridges import Polarity
 from grace_lightning.tasks.common import Config, warn
@@ -93,6 +97,15 @@ def record_of_any(out_dir: Path) -> Config | None:
             if record := read_record(out_dir, folder.stem):
                 return record
     return None
+
+
+def read_node_probability(out_dir: Path, name: str) -> NDArray[np.float32]:
+    """Return the probability of each detection of an image that is done, (N,)."""
+    path = out_dir / f"{name}.grace" / "nodes.parquet"
+    with reading(path, "what grace-predict wrote"):
+        column = pq.read_table(path, columns=["node_prediction"])["node_prediction"]
+        by_label: NDArray[np.float32] = pc.list_flatten(column).to_numpy().reshape(-1, len(Label))
+        return by_label[:, Label.TRUE_POSITIVE]
 
 
 def is_done(out_dir: Path, name: str, export: Export) -> bool:
