@@ -91,7 +91,7 @@ def test_python_examples():
     x, edges, edge_x = torch.rand(3, 5), torch.tensor([[0, 1], [1, 2]]), torch.rand(2, 7)
     there, back = network(x, edges, edge_x), network(x, edges.flip(0), edge_x)
     assert (len(there["node"]), len(there["edge"])) == (3, 2)
-    assert all(torch.allclose(there[head], back[head]) for head in there)
+    assert all(torch.allclose(there[head], back[head], atol=1e-5) for head in there)  # added up in another order
 
 
 def test_architecture_shows_the_modules_and_their_imports():

@@ -222,12 +222,12 @@ def test_a_training_tells_how_far_it_is_and_what_went_wrong(simulated, tmp_path)
         "features=statistics",
         "model.hidden=4",
     ]
-    run = training.Training(simulated, tmp_path, "auto", [*keys, "trainer.max_epochs=1"])
+    run = training.Training(simulated, tmp_path, "auto", 10.0, [*keys, "trainer.max_epochs=1"])
     assert run.told() == "training begins"
     run.process.wait()
     assert run.told().startswith("trained, epoch 1: loss ")
     assert run.best.is_file()
-    run = training.Training(simulated, tmp_path / "other", "auto", ["data.image_dir=nowhere"])
+    run = training.Training(simulated, tmp_path / "other", "auto", 10.0, ["data.image_dir=nowhere"])
     run.process.wait()
     assert run.best is None
     assert "nowhere" in run.told()

@@ -53,7 +53,8 @@ def test_annotating_by_files_starts_without_lightning_and_scikit_image():
 
 def test_core_does_not_need_the_extras():
     # torchvision is not among them: torchmetrics imports it, where it is installed
-    hide = "sys.modules.update(dict.fromkeys(['timm', 'optuna', 'submitit', 'tables', 'sklearn']))"
+    extras = ["timm", "optuna", "submitit", "tables", "sklearn", "napari", "qtpy", "magicgui"]
+    hide = f"sys.modules.update(dict.fromkeys({extras}))"
     assert "grace_lightning.module" in loaded(f"{hide}; import grace_lightning.tasks.train")
 
 

@@ -1,5 +1,6 @@
 """The plugin's widget, without a screen; and once the whole way in a real window, where there is an X server."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -177,13 +178,25 @@ def test_saved_and_open_again(found, folder, qtbot):
     assert sorted(statuses(again)) == ["accepted", "accepted", "found"]
 
 
-def test_a_mask_is_saved_as_in_grace(found, folder):
+def test_a_mask_is_saved_as_in_grace(found, folder, qtbot):
     found.mask()
     found.viewer.layers["mask"].data[:, :256] = 1
     found.save()
-    found = io.read_grace(folder / "annotated" / "a.grace")
-    assert found.annotation[:, :256].all()
-    assert not found.annotation[:, 256:].any()
+    saved = io.read_grace(folder / "annotated" / "a.grace")
+    assert saved.annotation[:, :256].all()
+    assert not saved.annotation[:, 256:].any()
+    found.chosen.value = "b"
+    qtbot.waitUntil(lambda: found.sheet.path.stem == "b", timeout=60_000)
+    assert not found.viewer.layers["mask"].data.any()
+
+
+def test_what_was_decided_is_saved_when_the_window_goes(found, folder):
+    found.leave()
+    assert not (folder / "annotated").exists()
+    layer_of(found).selected_data = {0, 1, 2}
+    found.accept()
+    found.leave()
+    assert len(json.loads((folder / "annotated" / "a.grace" / "metadata.json").read_text())["traces"]) == 3
 
 
 def test_next_opens_another_one_with_what_was_found(found, qtbot):

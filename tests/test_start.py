@@ -41,17 +41,14 @@ def test_it_has_the_network_and_the_weights_of_the_other_one(started, checkpoint
     assert after["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
 
 
-def test_the_rate_is_lower(started):
-    assert started()[CHECKPOINT_KEY]["optimizer"]["lr"] == 0.001
-    assert started("optimizer.lr=0.002", run="other")[CHECKPOINT_KEY]["optimizer"]["lr"] == 0.002
-
-
 def test_by_default_another_kind_of_network_starts_from_nothing(started, checkpoint, monkeypatch, capfd):
     monkeypatch.setattr("grace_lightning.tasks.start.GENERAL_FILE", checkpoint)
     monkeypatch.setattr("grace_lightning.checkpoint.GENERAL_FILE", checkpoint)
+    assert started(init="auto", run="many")[CHECKPOINT_KEY]["init"] is None  # of three images
+    monkeypatch.setattr("grace_lightning.tasks.start.FEW", 3)
     small = ["features=statistics", "model.hidden=4", "model.rounds=0"]
     config = started(*small, init="auto")[CHECKPOINT_KEY]
-    assert (config["init"], config["optimizer"]["lr"]) == (None, 0.003)
+    assert config["init"] is None
     assert re.search(r"starts from nothing: features\._target_=\S+Statistics, model.hidden=4", capfd.readouterr().out)
     assert started(init="auto", run="other")[CHECKPOINT_KEY]["init"] == "general"
 

@@ -16,10 +16,13 @@ from napari.layers import Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
 from scipy import ndimage
+from skimage.draw import polygon2mask
 from torch import Tensor
 
 from grace_lightning import io
+from grace_lightning.checkpoint import GENERAL
 from grace_lightning.errors import InputError
 from grace_lightning.files import short
 from grace_lightning.graph import Floats
@@ -67,6 +70,13 @@ class Sheet:
     opened: Opened | None = None  # None: not yet looked at
     history: History = field(default_factory=History)
     ignored: list[Any] = field(default_factory=list)  # polygons (P, 2), rows and columns
+    mask: Any = None  # (H, W), if one was painted
+    saved: list[Trace] | None = None  # the traces that were saved last
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether something was decided since."""
+        return self.saved is not self.history.now and any(trace.status != "found" for trace in self.history.now)
 
 
 class Panel(Container):
@@ -83,7 +93,7 @@ class Panel(Container):
         self._own = False  # whether a change of the layer is by this widget
         self.folder = FileEdit(mode="d", label="micrographs", value=Path())
         self.chosen = ComboBox(label="micrograph", choices=lambda _: list(self.paths))
-        self.checkpoint = LineEdit(label="checkpoint", value="general")
+        self.checkpoint = LineEdit(label="checkpoint", value=GENERAL)
         self.filament_width = FloatSpinBox(label="width, px", value=0, min=0, max=1000, tooltip="0: estimated")
         self.polarity = ComboBox(label="filaments are", choices=[AUTO, "dark", "bright"])
         self.detections = ComboBox(label="detections", choices=[RIDGES, FILE])
@@ -113,6 +123,7 @@ class Panel(Container):
         self.chosen.changed.connect(partial(self._told, self.open))
         self.low_pass.changed.connect(partial(self._told, self.filter))
         self.viewer.mouse_move_callbacks.append(self._hover)
+        QApplication.instance().aboutToQuit.connect(self.leave)
         self._timer = QTimer()
         self._timer.timeout.connect(self._look_at_training)
         if image_dir:
@@ -138,7 +149,7 @@ class Panel(Container):
 
     def _show(self, sheet: Sheet) -> None:
         before = self.sheet
-        self._keep_ignored()
+        self._keep_painted()
         self.sheet = self.sheets[io.stem(sheet.path)] = sheet
         picture = sheet.image[0].numpy()
         self._make_layers(picture)
@@ -150,9 +161,13 @@ class Panel(Container):
         self._show_found(sheet, [] if before is None else before.history.now)
         self.status.value = f"{sheet.path.name}, {picture.shape[1]} x {picture.shape[0]} pixels"
 
-    def _keep_ignored(self) -> None:
-        if self.sheet is not None and "ignore" in self.viewer.layers:
-            self.sheet.ignored = list(self.viewer.layers["ignore"].data)
+    def _keep_painted(self) -> None:
+        """Take over the regions and the mask of the micrograph that is shown."""
+        sheet, layers = self.sheet, self.viewer.layers
+        if sheet is not None and "ignore" in layers:
+            sheet.ignored = list(layers["ignore"].data)
+        if sheet is not None and "mask" in layers:
+            sheet.mask = np.asarray(layers["mask"].data, np.int32) if layers["mask"].data.any() else None
 
     def _make_layers(self, picture: Any) -> None:
         """Add the layers that are not there; others are given other data, since to remove one takes a second."""
@@ -254,6 +269,8 @@ class Panel(Container):
             layers["edges"].edge_color = layers["detections"].face_color = "probability"
         layers["edges"].edge_width, layers["detections"].size = width / 8, width / 2
         layers["ignore"].data = sheet.ignored
+        if "mask" in layers:
+            layers["mask"].data = np.zeros(sheet.image.shape[1:], np.int32) if sheet.mask is None else sheet.mask
         layer = layers["filaments"]
         layer.metadata.update(size=sheet.image.shape[1:], scale=width)
         sheet.history.now = self._sync(before, sheet.history.now)
@@ -389,15 +406,27 @@ class Panel(Container):
 
     def save(self) -> None:
         """Write what was decided, and the filaments for other programs."""
-        sheet = self._sheet()
-        opened = self._opened()
-        size, layers = sheet.image.shape[1:], self.viewer.layers
-        ignored = mask = None
-        if "ignore" in layers and len(layers["ignore"].data):
-            ignored = torch.from_numpy(layers["ignore"].to_masks(size).any(axis=0))
-        if "mask" in layers and layers["mask"].data.any():
-            mask = torch.from_numpy(np.asarray(layers["mask"].data, np.int32))
-        self.status.value = save(opened, sheet.history.now, self.annotations_dir, ignored, mask)
+        self._opened()
+        self._keep_painted()
+        self._save(self._sheet())
+
+    def _save(self, sheet: Sheet) -> None:
+        opened, size = sheet.opened, sheet.image.shape[1:]
+        if opened is not None:
+            inside = [polygon2mask(size, polygon) for polygon in sheet.ignored]
+            ignored = torch.from_numpy(np.any(inside, axis=0)) if inside else None
+            mask = None if sheet.mask is None else torch.from_numpy(sheet.mask)
+            self.status.value = save(opened, sheet.history.now, self.annotations_dir, ignored, mask)
+            sheet.saved = sheet.history.now
+
+    def leave(self) -> None:
+        """Save what was decided and not yet saved, before the window goes; a training goes on."""
+        self._keep_painted()
+        for sheet in self.sheets.values():
+            if sheet.unsaved:
+                self._told(partial(self._save, sheet))
+        if self.training is not None and self.training.running:
+            print(f"the training goes on; {short(self.training.folder)}/log.txt tells how it ends")
 
     def next(self) -> None:
         """Open the micrograph whose annotation would teach most."""
@@ -423,7 +452,8 @@ class Panel(Container):
             raise InputError("a training is running; stop it first")
         if not any(self.annotations_dir.glob("*.grace")):
             raise InputError(f"{self.annotations_dir}: nothing is annotated yet; save a micrograph first")
-        self.training = Training(self.image_dir, self.annotations_dir, self.checkpoint.value)
+        init = "auto" if self.checkpoint.value == GENERAL else self.checkpoint.value
+        self.training = Training(self.image_dir, self.annotations_dir, init, self._opened().scale)
         self._timer.start(POLL)
         self.status.value = "training begins"
 
@@ -543,6 +573,7 @@ def _read(path: Path, annotations_dir: Path) -> Generator[str, None, Sheet]:
     again = reopened(path, sheet.image, annotations_dir)
     if again is not None:
         sheet.opened, sheet.history.now = again
+        sheet.saved = sheet.history.now
     return sheet
 
 

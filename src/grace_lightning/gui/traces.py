@@ -164,8 +164,11 @@ def most_teaching(paths: Sequence[Path], search: Search, known: Mapping[Path, Op
 
 def snapped(image: Tensor, line: Floats, scale: float) -> Floats:
     """Move a line that was drawn onto the ridge beside it; without any it stays."""
-    (moved,), _ = snap_to_ridges(image, [line.astype(np.float64)], scale)
-    return moved
+    corner = np.maximum(line.min(axis=0) - 4 * scale, 0).astype(int)
+    end = (line.max(axis=0) + 4 * scale).astype(int)
+    part = image[:, corner[1] : end[1], corner[0] : end[0]]  # of a large image, all would take a second
+    (moved,), _ = snap_to_ridges(part, [line - corner], scale)
+    return moved + corner
 
 
 def save(

@@ -17,13 +17,15 @@ COMMAND = [sys.executable, "-c", "from grace_lightning.cli import train; train()
 class Training:
     """``grace-train`` on what is annotated so far; its folder has ``log.txt``, the metrics and the checkpoints."""
 
-    def __init__(self, image_dir: Path, grace_dir: Path, init: str, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self, image_dir: Path, grace_dir: Path, init: str, scale: float, overrides: Sequence[str] = ()
+    ) -> None:
         self.folder = grace_dir / "runs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         self.folder.mkdir(parents=True)
         given = {"image_dir": image_dir, "grace_dir": grace_dir}
         keys = ["data=folders", *(f"data.{key}='{path.resolve()}'" for key, path in given.items())]
         keys += [f"init='{init}'", f"hydra.run.dir='{self.folder.resolve()}'", "logger=csv", "callbacks.progress=null"]
-        self.typed = [*keys, "evaluate.pictures=false", *overrides]
+        self.typed = [*keys, f"features.scale={scale:g}", "evaluate.pictures=false", *overrides]
         with (self.folder / "log.txt").open("w") as log:
             log.write(shlex.join(["grace-train", *self.typed]) + "\n")
             log.flush()

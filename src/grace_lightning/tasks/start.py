@@ -1,20 +1,23 @@
 """``init``: a training that starts from the weights of another network."""
 
+import warnings
+from contextlib import suppress
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from grace_lightning import io
 from grace_lightning.checkpoint import GENERAL, GENERAL_FILE, OWN, checkpoint_paths, expect_trusted, load_module
 from grace_lightning.config import config_dir, differing, selected
-from grace_lightning.errors import InputError
+from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.graph import HEADS
 from grace_lightning.legacy import key_of
 from grace_lightning.module import GraceModule
 from grace_lightning.tasks.common import Config, plain
 from grace_lightning.tasks.record import typed_overrides
 
-RATE = 0.001
-"""The learning rate, unless one was typed: at that of a training from nothing a network loses what it knows."""
+FEW = 2
+"""Up to so many training images, to start from the general network is better than from nothing: benchmarks/start.py."""
 
 FREE = ("model.dense", "model.dropout", "features.cache_dir")
 """Keys of a network that may be other ones than those it starts from: they change its heads, or no weights."""
@@ -23,13 +26,13 @@ FREE = ("model.dense", "model.dropout", "features.cache_dir")
 def network_to_start_from(cfg: DictConfig) -> tuple[GraceModule | None, str]:
     """Return the network whose weights ``init`` asks for, and what to tell about it; make its configuration ``cfg``'s.
 
-    ``auto`` is the general network for images of folders, and none if another kind of network was typed.
+    ``auto`` is the general network for few images of folders, and none if another kind of network was typed.
     """
     config = plain(cfg)
     auto = config["init"] == "auto"
-    cfg.init = config["init"] if not auto else None if config["data"]["simulation"] else GENERAL
-    if cfg.init is None or (auto and not GENERAL_FILE.is_file()):
-        cfg.init = None
+    if auto:
+        cfg.init = GENERAL if GENERAL_FILE.is_file() and _are_few(config["data"]) else None
+    if cfg.init is None:
         return None, ""
     paths = checkpoint_paths(cfg.init)
     if len(paths) != 1:
@@ -44,6 +47,17 @@ def network_to_start_from(cfg: DictConfig) -> tuple[GraceModule | None, str]:
         return None, f"starts from nothing: {found}, and {has}"
     adopt_network(cfg, start.config)
     return start, f"starts from {cfg.init}"
+
+
+def _are_few(data: Config) -> bool:
+    """Return whether few annotated images of folders are trained on; what is wrong with the folders is said later."""
+    if data["simulation"]:
+        return False
+    folder, part = (data["train_image_dir"], 1.0) if data["train_image_dir"] else (data["image_dir"], data["split"][0])
+    with suppress(InputError, OSError, TypeError), warnings.catch_warnings(action="ignore", category=InputWarning):
+        grace = data["train_grace_dir"] if data["train_image_dir"] else data["grace_dir"]
+        return part * len(io.find_sources(folder, grace)) < FEW + 0.5
+    return False
 
 
 def go_on_as(cfg: DictConfig, trained: Config) -> Config:
@@ -75,8 +89,8 @@ def adopt_network(cfg: DictConfig, trained: Config) -> None:
     """Put the features and the model of a checkpoint's configuration into ``cfg``, unless others were typed.
 
     The typed ``features.scale`` is the width of filaments in the user's images then, ``data.scale``. If nothing was
-    typed, images are as those that the network was trained on, and estimated if these were of all kinds. The learning
-    rate and the shift of detections, which is in pixels, become what suits the network.
+    typed, images are as those that the network was trained on, and estimated if these were of all kinds. The shift of
+    detections, which is in pixels, becomes what suits the network.
     """
     typed, words = _typed(plain(cfg)), {key_of(word) for word in typed_overrides()}
     with open_dict(cfg):
@@ -91,9 +105,6 @@ def adopt_network(cfg: DictConfig, trained: Config) -> None:
         shift = (cfg.augment or {}).get("random_xy_translation")
         if shift and "augment.random_xy_translation.max_shift" not in words:
             shift.max_shift *= trained["features"]["scale"] / _shipped("features/learned")["scale"]
-        lr = cfg.optimizer.get("lr")
-        if lr == _shipped("optimizer/adamw")["lr"] and "optimizer.lr" not in words:
-            cfg.optimizer.lr = RATE
 
 
 def _typed(config: Config) -> dict[str, Any]:
