@@ -7,6 +7,7 @@ all truth count as false, unless the truth may be incomplete.
     python benchmarks/general.py                                # by kind and contrast
     python benchmarks/general.py --estimated                    # width and polarity estimated from each scene alone
     python benchmarks/general.py --curve                        # by link.min_filament_probability
+    python benchmarks/general.py --told                         # if every detection and edge were told rightly
     python benchmarks/general.py --rival                        # by ridge-detector (PyPI), the better of two settings
     python benchmarks/general.py --traced ../shared/data/wild   # images with X.polylines.json, which may be incomplete
 """
@@ -28,12 +29,17 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from grace_lightning.estimate import estimate
+from grace_lightning.graph import HEADS, Label, Sample, from_detections
 from grace_lightning.io import find_images, read_image, stem
 from grace_lightning.predictor import Predictor, load_networks
 from grace_lightning.scenes import CONTRASTS, KINDS, AnyScene
 from grace_lightning.simulate import image_generator, in_image, resampled
+from grace_lightning.truth import draw_lines, label_by_mask, nodes_of_lines, with_truth
 
 Line = NDArray[np.floating]
+WIDEST = 1.3
+"""A detection this many widths' half from a line is on it: what is true of filaments that differ in width."""
+
 THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
@@ -103,6 +109,23 @@ def general(checkpoint: str, keys: Sequence[str] = ()) -> Finder:
     return find
 
 
+def told(checkpoint: str) -> Finder:
+    """Link what is true: what is missed then, the detections or the linking miss, or filaments hide each other."""
+    networks = load_networks(checkpoint)
+
+    def find(scene: Scene) -> list[Line]:
+        predictor = Predictor.of_networks(networks, scale=scene.scale, polarity=scene.polarity)  # type: ignore[arg-type]
+        width, size = WIDEST * scene.scale, (scene.image.shape[1], scene.image.shape[2])
+        annotation = draw_lines(scene.lines, width, size)
+        graph = label_by_mask(from_detections(predictor.detect(scene.image)[0])[0], annotation)
+        sample = Sample("x", scene.image, graph, annotation)
+        graph = with_truth(sample, nodes_of_lines(graph, scene.lines, width)).graph
+        true = {head: (graph.label(head) == Label.TRUE_POSITIVE).float() for head in HEADS}
+        return [filament.path for filament in predictor.link(graph, true) if len(filament.path) > 1]
+
+    return find
+
+
 def rival(low: int, high: int) -> Finder:
     from ridge_detector import RidgeDetector
 
@@ -144,6 +167,7 @@ def main() -> None:
     parser.add_argument("--keys", nargs="*", default=[], help="of the linker, such as end_cost=3")
     parser.add_argument("--estimated", action="store_true")
     parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--told", action="store_true")
     parser.add_argument("--rival", action="store_true")
     parser.add_argument("--traced", type=Path)
     args = parser.parse_args()
@@ -152,6 +176,8 @@ def main() -> None:
     if args.curve:
         keys = [f"min_filament_probability={value}" for value in THRESHOLDS]
         finders = {key: general(args.checkpoint, [*args.keys, key]) for key in keys}
+    if args.told:
+        finders = {"told": told(args.checkpoint)}
     if args.rival:
         finders = {f"ridge-detector, {low} to {high}": rival(low, high) for low, high in ((100, 200), (40, 120))}
     if args.curve:

@@ -45,6 +45,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
             [r"min_filament_probability=0.98"],
         ),
         ("--scenes 1 --size 256 --kinds any --contrasts clear --rival", ["any", "all"]),
+        ("--scenes 1 --size 256 --kinds cryo --contrasts clear --told", ["cryo", "all"]),
         ("--traced roots --checkpoint {checkpoint} --keys min_length=4", [r"micrograph_0002 +│ +\d"]),
     ],
     "link": [
