@@ -32,10 +32,8 @@ Values = NDArray[np.floating]
 
 WAYS: dict[str, Callable[[list[Values], int, int], list[int]]] = {
     "random": lambda p, count, seed: np.random.default_rng(seed).permutation(len(p))[:count].tolist(),
-    "least doubt": lambda p, count, seed: np.argsort([doubt(values) for values in p])[:count].tolist(),
-    "doubt": lambda p, count, seed: suggest(p, count, spread=0.0),
-    "doubt and spread": lambda p, count, seed: suggest(p, count),
-    "summed doubt": lambda p, count, seed: np.argsort([-doubt(v) * len(v) for v in p])[:count].tolist(),
+    "mean doubt": lambda p, count, seed: np.argsort([-doubt(v) / max(len(v), 1) for v in p])[:count].tolist(),
+    "doubt": lambda p, count, seed: suggest(p, count),
 }
 """By name, how rows of the pool are chosen by the probabilities of each micrograph's detections, for a seed."""
 

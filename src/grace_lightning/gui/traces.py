@@ -168,7 +168,8 @@ def snapped(image: Tensor, line: Floats, scale: float) -> Floats:
     end = (line.max(axis=0) + 4 * scale).astype(int)
     part = image[:, corner[1] : end[1], corner[0] : end[0]]  # of a large image, all would take a second
     (moved,), _ = snap_to_ridges(part, [line - corner], scale)
-    return moved + corner
+    onto: Floats = moved + corner
+    return onto
 
 
 def save(

@@ -184,9 +184,9 @@ def _what_became(
 def _suggest(out_dir: Path, names: Sequence[str], count: int) -> None:
     """Print which of the images that are done should be annotated first."""
     said = [read_node_probability(out_dir, name) for name in names]
-    print("whose annotation would teach the network most, with the doubt about their detections in bits:")
+    print("their annotation would teach the network most (bits of doubt about their detections):")
     for row in suggest(said, count):
-        print(f"  {names[row]}  {doubt(said[row]):.3f}")
+        print(f"  {names[row]}  {doubt(said[row]):.0f}")
 
 
 def _warn_of_pixel_sizes(config: Config, predictor: Predictor, sizes: Mapping[str, float | None]) -> None:
