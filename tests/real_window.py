@@ -11,15 +11,19 @@ from pathlib import Path
 import napari
 from qtpy.QtWidgets import QApplication
 
-from grace_lightning.gui import panel as module
-
 
 def main() -> None:
     images, pictures = map(Path, sys.argv[1:3])
     viewer = napari.Viewer(title="grace-lightning")
     viewer.window.resize(1500, 950)
-    panel = module.Panel(viewer, images)
-    viewer.window.add_dock_widget(panel, name="grace-lightning")
+    viewer.open_sample("grace-lightning", "simulated")
+    assert viewer.layers[0].data.shape == (1024, 1024)
+    viewer.layers.clear()
+    # As napari's menu does it: the window is there before anything of this package is imported.
+    _, panel = viewer.window.add_plugin_dock_widget("grace-lightning", "grace-lightning")
+    from grace_lightning.gui import panel as module
+
+    panel.folder.value = images
 
     def wait(done, seconds=300):
         end = time.monotonic() + seconds

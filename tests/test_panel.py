@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -248,6 +250,19 @@ def test_detections_of_another_image_are_refused(found, folder, warned, qtbot):
     found.find()
     qtbot.waitUntil(lambda: bool(warned), timeout=60_000)
     assert "a.csv" in warned[-1]
+
+
+def test_what_is_under_the_cursor_is_told(found):
+    place = layer_of(found).data[1][7]
+    found._hover(found.viewer, SimpleNamespace(position=tuple(place)))
+    assert re.fullmatch(r"filament 2: status found, length \d+.*, probability .*, curvature .*", found.viewer.status)
+
+
+def test_the_low_pass_smooths_what_is_seen_only(found, qtbot):
+    before = found.viewer.layers["micrograph"].data
+    found.low_pass.value = 40.0  # Angstrom, 20 pixels
+    qtbot.waitUntil(lambda: found.viewer.layers["micrograph"].data.std() < 0.8 * before.std(), timeout=60_000)
+    assert np.array_equal(found.sheet.image[0], before)
 
 
 def test_a_stopped_search_changes_nothing(found, qtbot):

@@ -1,1 +1,14 @@
 """A napari plugin: see filaments, put right what is wrong, and let a network learn from it."""
+
+import sys
+from typing import Any, cast
+
+# Some drivers that draw napari's window bring an LLVM. Triton's own, loaded after it, ends the process: torchvision
+# loads it where it is installed, and nothing here needs it.
+if "triton" not in sys.modules:
+    modules = cast(dict[str, Any], sys.modules)
+    modules["triton"] = None
+    try:
+        import grace_lightning.predictor  # noqa: F401
+    finally:
+        del modules["triton"]
