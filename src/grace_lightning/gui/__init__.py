@@ -1,5 +1,6 @@
 """A napari plugin: see filaments, put right what is wrong, and let a network learn from it."""
 
+import logging
 import sys
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ from typing import Any, cast
 if "triton" not in sys.modules:
     modules = cast(dict[str, Any], sys.modules)
     modules["triton"] = None
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says that there is none
     try:
         import grace_lightning.predictor  # noqa: F401
     finally:
