@@ -15,6 +15,7 @@ from grace_lightning.graph import Label, from_detections
 from grace_lightning.gui import files, training
 from grace_lightning.gui.traces import (
     History,
+    Kept,
     Opened,
     Search,
     Trace,
@@ -101,7 +102,7 @@ class TestCorrections:
 class TestSaving:
     def test_only_what_is_decided_is_known(self, opened, tmp_path):
         accepted, rejected, found = (Trace(line, status) for line, status in zip(LINES, STATUS, strict=True))
-        told = save(opened, [accepted, rejected, found], tmp_path / "out")
+        told = save(opened, Kept([accepted, rejected, found]), tmp_path / "out")
         assert told.endswith("a.grace: 1 accepted, 1 rejected, 1 found")
         graph = io.read_grace(tmp_path / "out" / "a.grace").graph
         pos, label = graph.pos.numpy(), graph.label("node").numpy()
@@ -112,42 +113,46 @@ class TestSaving:
         assert (label == Label.TRUE_POSITIVE).sum() < len(label) / 2
 
     def test_other_programs_get_what_is_not_rejected(self, opened, tmp_path):
-        save(opened, [Trace(line, status) for line, status in zip(LINES, STATUS, strict=True)], tmp_path)
+        save(opened, Kept([Trace(line, status) for line, status in zip(LINES, STATUS, strict=True)]), tmp_path)
         assert len(io.read_lines(tmp_path / "a.star").lines) == 2
         assert len(io.read_lines(tmp_path / "a.cbox").lines) == 2
 
     def test_traces_come_back_with_the_micrograph(self, opened, tmp_path):
         traces = [Trace(line, status, 0.5) for line, status in zip(LINES, STATUS, strict=True)]
-        save(opened, traces, tmp_path)
+        corner = np.array([[0.0, 0.0], [50, 0], [0, 50]])
+        save(opened, Kept(traces, [corner]), tmp_path)
         again, back = reopened(opened.path, opened.image, tmp_path)
-        assert [(t.line.tolist(), *t[1:]) for t in back] == [(t.line.tolist(), *t[1:]) for t in traces]
+        assert (np.array_equal(back.ignored, [corner]), back.mask) == (True, None)
+        assert [(t.line.tolist(), *t[1:]) for t in back.traces] == [(t.line.tolist(), *t[1:]) for t in traces]
         assert (again.scale, again.polarity) == (10.0, "dark")
         assert torch.equal(again.findings.graph.pos, opened.findings.graph.pos)
         assert reopened(opened.path, opened.image, tmp_path / "other") is None
 
     def test_a_folder_of_somebody_else_is_not_taken_for_ones_own(self, opened, tmp_path):
-        save(opened, [Trace(LINES[0])], tmp_path)
+        save(opened, Kept([Trace(LINES[0])]), tmp_path)
         file = tmp_path / "a.grace" / "metadata.json"
         for traces in ("x", [["accepted", 1]], [["accepted", 1, [1, 2, 3]]], None):
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"traces": traces}))
+            kept = {"traces": traces, "ignored": [], "painted": False}
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"grace_annotate": kept}))
             with pytest.raises(InputError, match=r"a\.grace: was not saved from this window"):
                 reopened(opened.path, opened.image, tmp_path)
 
     def test_a_region_may_be_ignored(self, opened, tmp_path):
-        everywhere = torch.ones(opened.image.shape[1:])
-        save(opened, [Trace(line) for line in LINES], tmp_path, ignored=everywhere)
+        everywhere = np.array([[-1.0, -1.0], [600, -1], [600, 600], [-1, 600]])
+        save(opened, Kept([Trace(line) for line in LINES], [everywhere]), tmp_path)
         assert set(io.read_grace(tmp_path / "a.grace").graph.label("node").tolist()) == {Label.UNKNOWN}
 
     def test_a_mask_says_everything(self, opened, tmp_path):
         mask = torch.zeros(opened.image.shape[1:], dtype=torch.int32)
         mask[:, :256] = 1
-        save(opened, [], tmp_path, mask=mask)
+        save(opened, Kept([], mask=mask), tmp_path)
         graph = io.read_grace(tmp_path / "a.grace").graph
+        assert torch.equal(reopened(opened.path, opened.image, tmp_path)[1].mask, mask)
         assert torch.equal(graph.label("node") == Label.TRUE_POSITIVE, graph.pos[:, 0] < 255.5)
 
     def test_nothing_decided_is_nothing_to_save(self, opened, tmp_path):
         with pytest.raises(InputError, match="nothing is decided"):
-            save(opened, [Trace(LINES[0], "found")], tmp_path)
+            save(opened, Kept([Trace(LINES[0], "found")]), tmp_path)
         assert not list(tmp_path.glob("*.grace"))
 
 
@@ -187,7 +192,7 @@ class TestFiles:
             files.micrograph_reader(str(path))(str(path))
 
     def test_graphs_and_picks(self, opened, tmp_path):
-        save(opened, [Trace(line) for line in LINES], tmp_path)
+        save(opened, Kept([Trace(line) for line in LINES]), tmp_path)
         layers = files.grace_reader("a")(str(tmp_path / "a.grace"))
         assert [kind for *_, kind in layers] == ["labels", "vectors", "points"]
         assert np.allclose(layers[-1][0][:, ::-1], opened.findings.graph.pos)

@@ -178,6 +178,26 @@ def test_saved_and_open_again(found, folder, qtbot):
     again = Panel(napari.components.ViewerModel(), folder)
     qtbot.waitUntil(lambda: again.sheet is not None, timeout=60_000)
     assert sorted(statuses(again)) == ["accepted", "accepted", "found"]
+    assert len(again.viewer.layers["ignore"].data) == 1
+
+
+def test_a_layer_that_was_removed_comes_back_with_the_micrograph(found, folder, qtbot):
+    found.viewer.layers.remove("filaments")
+    found._told(found.accept)
+    assert "the layer filaments was removed" in found.status.value
+    for name in "ba":
+        found.chosen.value = name
+        qtbot.waitUntil(lambda name=name: found.sheet.path.stem == name, timeout=60_000)
+    assert statuses(found) == ["found"] * 3
+
+
+def test_what_is_found_late_is_not_shown_in_another_micrograph(found, qtbot):
+    found.chosen.value = "b"
+    qtbot.waitUntil(lambda: found.sheet.path.stem == "b", timeout=60_000)
+    found.find()
+    found.chosen.value = "a"
+    qtbot.wait(3000)
+    assert (found.sheet.path.stem, statuses(found)) == ("a", ["found"] * 3)
 
 
 def test_a_mask_is_saved_as_in_grace(found, folder, qtbot):
@@ -198,7 +218,10 @@ def test_what_was_decided_is_saved_when_the_window_goes(found, folder):
     layer_of(found).selected_data = {0, 1, 2}
     found.accept()
     found.leave()
-    assert len(json.loads((folder / "annotated" / "a.grace" / "metadata.json").read_text())["traces"]) == 3
+    assert (
+        len(json.loads((folder / "annotated" / "a.grace" / "metadata.json").read_text())["grace_annotate"]["traces"])
+        == 3
+    )
 
 
 def test_next_opens_another_one_with_what_was_found(found, qtbot):

@@ -18,7 +18,6 @@ from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 from scipy import ndimage
-from skimage.draw import polygon2mask
 from torch import Tensor
 
 from grace_lightning import io
@@ -29,6 +28,7 @@ from grace_lightning.graph import Floats
 from grace_lightning.gui.files import contrast, rows_first
 from grace_lightning.gui.traces import (
     History,
+    Kept,
     Opened,
     Search,
     Trace,
@@ -69,14 +69,15 @@ class Sheet:
     image: Tensor  # (1, H, W) float32
     opened: Opened | None = None  # None: not yet looked at
     history: History = field(default_factory=History)
-    ignored: list[Any] = field(default_factory=list)  # polygons (P, 2), rows and columns
+    ignored: list[Floats] = field(default_factory=list)  # polygons (P, 2), pixels, columns x and y
     mask: Any = None  # (H, W), if one was painted
     saved: list[Trace] | None = None  # the traces that were saved last
 
     @property
     def unsaved(self) -> bool:
         """Whether something was decided since."""
-        return self.saved is not self.history.now and any(trace.status != "found" for trace in self.history.now)
+        decided = self.mask is not None or any(trace.status != "found" for trace in self.history.now)
+        return decided and self.saved is not self.history.now
 
 
 class Panel(Container):
@@ -85,7 +86,7 @@ class Panel(Container):
     def __init__(self, napari_viewer: "napari.viewer.Viewer", image_dir: Path | None = None) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self.sheets: dict[str, Sheet] = {}
+        self.sheets: dict[Path, Sheet] = {}
         self.paths: dict[str, Path] = {}
         self.sheet: Sheet | None = None
         self.training: Training | None = None
@@ -142,15 +143,17 @@ class Panel(Container):
         name = self.chosen.value
         if name is None or (self.sheet is not None and self.sheet.path == self.paths[name]):
             return
-        if name in self.sheets:
-            self._show(self.sheets[name])
+        path = self.paths[name]
+        self._abandon()
+        if path in self.sheets:
+            self._show(self.sheets[path])
         else:
-            self._work(_read, self.paths[name], self.annotations_dir, then=self._show, doing=f"opening {name}")
+            self._work(_read, path, self.annotations_dir, then=self._show, doing=f"opening {name}")
 
     def _show(self, sheet: Sheet) -> None:
-        before = self.sheet
+        before = self.sheet.history.now if self.sheet is not None and "filaments" in self.viewer.layers else []
         self._keep_painted()
-        self.sheet = self.sheets[io.stem(sheet.path)] = sheet
+        self.sheet = self.sheets[sheet.path] = sheet
         picture = sheet.image[0].numpy()
         self._make_layers(picture)
         self._redraw(picture)
@@ -158,14 +161,14 @@ class Panel(Container):
         self.viewer.reset_view()
         if self.low_pass.value:
             self.filter()
-        self._show_found(sheet, [] if before is None else before.history.now)
+        self._show_found(sheet, before)
         self.status.value = f"{sheet.path.name}, {picture.shape[1]} x {picture.shape[0]} pixels"
 
     def _keep_painted(self) -> None:
         """Take over the regions and the mask of the micrograph that is shown."""
         sheet, layers = self.sheet, self.viewer.layers
         if sheet is not None and "ignore" in layers:
-            sheet.ignored = list(layers["ignore"].data)
+            sheet.ignored = [rows_first(polygon) for polygon in layers["ignore"].data]
         if sheet is not None and "mask" in layers:
             sheet.mask = np.asarray(layers["mask"].data, np.int32) if layers["mask"].data.any() else None
 
@@ -268,7 +271,9 @@ class Panel(Container):
         if len(pos) and np.isfinite(node).all():
             layers["edges"].edge_color = layers["detections"].face_color = "probability"
         layers["edges"].edge_width, layers["detections"].size = width / 8, width / 2
-        layers["ignore"].data = sheet.ignored
+        layers["ignore"].data = list(map(rows_first, sheet.ignored))
+        if sheet.mask is not None:
+            self._mask_layer()
         if "mask" in layers:
             layers["mask"].data = np.zeros(sheet.image.shape[1:], np.int32) if sheet.mask is None else sheet.mask
         layer = layers["filaments"]
@@ -333,11 +338,14 @@ class Panel(Container):
 
     def mask(self) -> None:
         """Begin to paint a mask."""
-        if "mask" not in self.viewer.layers:
-            self.viewer.add_labels(np.zeros(self._sheet().image.shape[1:], np.int32), name="mask")
-        layer = self.viewer.layers["mask"]
+        layer = self._mask_layer()
         self.viewer.layers.selection.active = layer
         layer.mode = "paint"
+
+    def _mask_layer(self) -> Any:
+        if "mask" not in self.viewer.layers:
+            self.viewer.add_labels(np.zeros(self._sheet().image.shape[1:], np.int32), name="mask")
+        return self.viewer.layers["mask"]
 
     def undo(self) -> None:
         """Take the last change back."""
@@ -411,12 +419,10 @@ class Panel(Container):
         self._save(self._sheet())
 
     def _save(self, sheet: Sheet) -> None:
-        opened, size = sheet.opened, sheet.image.shape[1:]
-        if opened is not None:
-            inside = [polygon2mask(size, polygon) for polygon in sheet.ignored]
-            ignored = torch.from_numpy(np.any(inside, axis=0)) if inside else None
+        if sheet.opened is not None:
             mask = None if sheet.mask is None else torch.from_numpy(sheet.mask)
-            self.status.value = save(opened, sheet.history.now, self.annotations_dir, ignored, mask)
+            kept = Kept(sheet.history.now, sheet.ignored, mask)
+            self.status.value = save(sheet.opened, kept, sheet.path.parent / str(self.annotations.value))
             sheet.saved = sheet.history.now
 
     def leave(self) -> None:
@@ -438,11 +444,10 @@ class Panel(Container):
 
     def _go_to(self, opened: Opened) -> None:
         name = io.stem(opened.path)
-        sheet = self.sheets.get(name) or Sheet(opened.path, opened.image)
+        sheet = self.sheets.get(opened.path) or Sheet(opened.path, opened.image)
         if sheet.opened is None:
             sheet.opened = opened
             sheet.history.now = opened.traces()
-        self.sheets[name] = sheet
         self._show(sheet)
         self.chosen.value = name
 
@@ -528,7 +533,7 @@ class Panel(Container):
 
     def _layer(self, name: str) -> Shapes:
         if name not in self.viewer.layers:
-            raise InputError(f"the layer {name} was removed; open the micrograph again")
+            raise InputError(f"the layer {name} was removed; choose another micrograph, and then this one again")
         return self.viewer.layers[name]
 
     def _filaments(self) -> Shapes:
@@ -572,8 +577,9 @@ def _read(path: Path, annotations_dir: Path) -> Generator[str, None, Sheet]:
     sheet = Sheet(path, io.read_image(path))
     again = reopened(path, sheet.image, annotations_dir)
     if again is not None:
-        sheet.opened, sheet.history.now = again
-        sheet.saved = sheet.history.now
+        sheet.opened, kept = again
+        sheet.history.now = sheet.saved = list(kept.traces)
+        sheet.ignored, sheet.mask = list(kept.ignored), None if kept.mask is None else kept.mask.numpy()
     return sheet
 
 

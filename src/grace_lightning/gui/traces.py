@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from skimage.draw import polygon2mask
 from torch import Tensor
 
 from grace_lightning import io
@@ -23,12 +24,13 @@ from grace_lightning.tasks.suggest import doubt
 from grace_lightning.truth import draw_lines, label_by_mask, nodes_of_lines, with_unknown
 
 Status = Literal["found", "accepted", "rejected"]
+STATUSES = get_args(Status)
 
 MOST = 16
 """So many micrographs are looked at to suggest one."""
 
-TRACES = "traces"
-"""Under this key ``metadata.json`` has the traces, to go on with."""
+KEPT = "grace_annotate"
+"""Under this key ``metadata.json`` has what was decided, to go on with."""
 
 
 class Trace(NamedTuple):
@@ -172,29 +174,42 @@ def snapped(image: Tensor, line: Floats, scale: float) -> Floats:
     return onto
 
 
-def save(
-    opened: Opened, traces: Sequence[Trace], out_dir: Path, ignored: Tensor | None = None, mask: Tensor | None = None
-) -> str:
+class Kept(NamedTuple):
+    """What somebody has decided about a micrograph."""
+
+    traces: Sequence[Trace]
+    ignored: Sequence[Floats] = ()  # polygons (P, 2), pixels, columns x and y
+    mask: Tensor | None = None  # (H, W), if one was painted
+
+
+def save(opened: Opened, kept: Kept, out_dir: Path) -> str:
     """Write ``X.grace`` and, for RELION and crYOLO, the filaments that are not rejected; return what was written.
 
-    Accepted filaments are positive, rejected ones negative, everything else and what is ``ignored`` (H, W) is unknown.
-    A ``mask`` (H, W), if one was painted, says instead what is positive, and everything else is negative.
+    Accepted filaments are positive, rejected ones negative, everything else and what is ignored is unknown. A mask, if
+    one was painted, says instead what is positive, and everything else is negative.
     """
+    traces, mask = kept.traces, kept.mask
     scale, path, graph = opened.scale, opened.path, opened.findings.graph
     by_status = {status: [t for t in traces if t.status == status] for status in ("accepted", "rejected", "found")}
     if mask is None and not by_status["accepted"] and not by_status["rejected"]:
         raise InputError("nothing is decided: accept or reject filaments, or draw some, before you save")
     make_folder(out_dir, "out_dir")
     metadata: dict[str, Any] = {"image_filename": path.name, "polarity": opened.polarity}
-    metadata[TRACES] = [[trace.status, trace.probability, trace.line.tolist()] for trace in traces]
+    metadata[KEPT] = {
+        "traces": [[trace.status, trace.probability, trace.line.tolist()] for trace in traces],
+        "ignored": [polygon.tolist() for polygon in kept.ignored],
+        "painted": mask is not None,
+    }
     accepted, rejected = ([trace.line for trace in by_status[status]] for status in ("accepted", "rejected"))
     size, name = (opened.image.shape[1], opened.image.shape[2]), io.stem(path)
     graph = from_detections(graph.pos, graph.confidence)[0]
+    inside = [polygon2mask(size, polygon[:, ::-1]) for polygon in kept.ignored]
+    ignored = torch.from_numpy(np.any(inside, axis=0)) if inside else None
     drawn = Drawn(accepted, rejected, ignored, mask)
     write_annotation(out_dir / f"{name}.grace", graph, drawn, scale, size, metadata)
     micrograph = Micrograph(name, path.name, size, opened.image, io.pixel_size(path), from_bottom=io.is_tiff(path))
-    kept = [as_filament(trace) for trace in traces if trace.status != "rejected"]
-    write_exports(out_dir, micrograph, kept, Export(png=False), scale, opened.polarity)
+    exported = [as_filament(trace) for trace in traces if trace.status != "rejected"]
+    write_exports(out_dir, micrograph, exported, Export(png=False), scale, opened.polarity)
     counts = ", ".join(f"{len(lines)} {status}" for status, lines in by_status.items() if lines)
     return f"{short(out_dir / name)}.grace: {counts or 'a mask'}"
 
@@ -221,27 +236,32 @@ def write_annotation(
     io.write_grace(path, graph, annotation=annotation, metadata=said, edge_properties=True, instances=instances)
 
 
-def reopened(path: Path, image: Tensor, out_dir: Path) -> tuple[Opened, list[Trace]] | None:
+def reopened(path: Path, image: Tensor, out_dir: Path) -> tuple[Opened, Kept] | None:
     """Return what was saved of a micrograph, None if nothing was."""
     folder = out_dir / f"{io.stem(path)}.grace"
     if not folder.is_dir():
         return None
-    found = io.read_grace(folder)
+    graph, annotation, metadata = io.read_grace(folder)
     try:
-        said = [
-            (status, float(probability), np.array(line, float)) for status, probability, line in found.metadata[TRACES]
-        ]
-        scale, polarity = float(found.metadata["scale"]), found.metadata["polarity"]
+        scale, polarity, kept = float(metadata["scale"]), metadata["polarity"], metadata[KEPT]
         check_value(polarity, Polarity | None, "polarity")
-        traces = [
-            Trace(line, status, p) for status, p, line in said if status in get_args(Status) and line.shape[1] == 2
-        ]
+        traces = [Trace(_points(line), status, float(p)) for status, p, line in kept["traces"] if status in STATUSES]
+        ignored = [_points(polygon) for polygon in kept["ignored"]]
+        said = Kept(traces, ignored, annotation if kept["painted"] else None)
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}: was not saved from this window ({error!r}), and is replaced if you save"
         ) from error
-    nothing = torch.full((found.graph.num_nodes,), torch.nan), torch.full((found.graph.num_edges,), torch.nan)
-    return Opened(path, image, scale, polarity, Findings(found.graph, *nothing, [])), traces
+    nothing = torch.full((graph.num_nodes,), torch.nan), torch.full((graph.num_edges,), torch.nan)
+    return Opened(path, image, scale, polarity, Findings(graph, *nothing, [])), said
+
+
+def _points(values: Any) -> Floats:
+    """Return points (P, 2) as a file has them, a :class:`ValueError` if they are none."""
+    points = np.array(values, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.isfinite(points).all():
+        raise ValueError(f"shape {points.shape}, expected points of x and y")
+    return points
 
 
 def as_filament(trace: Trace) -> Filament:
