@@ -67,7 +67,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
     "start": [(f"--data roots --images 1 --seeds 0 -- '{SHORT} {FEW} {TINY}'", ["1 +│ 0"])],
     "suggest": [
         (
-            "--kind cryo --pool 3 --chosen 1 --scored 1 --size 192 --seeds 0 --ways random doubt --overrides"
+            "--kind sem --pool 3 --chosen 2 --scored 1 --size 192 --seeds 0 --ways random doubt --overrides"
             f" 'trainer.max_epochs=1 evaluate.pictures=false callbacks.projector=null {FEW} augment=none'",
             ["random", "doubt"],
         )
