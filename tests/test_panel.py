@@ -123,7 +123,7 @@ def test_the_selected_are_decided_else_that_under_the_cursor(found):
     found.reject()
     assert statuses(found) == ["accepted", "accepted", "rejected"]
     found.viewer.cursor.position = (0, 0)
-    found._told(found.accept)
+    found._attempt(found.accept)
     assert "no filament is under the cursor" in found.status.value
 
 
@@ -139,10 +139,10 @@ def test_cut_join_and_undo(found, warned):
     found.undo()
     assert sorted(map(len, layer_of(found).data)) == sorted(len(t.line) for t in found.sheet.opened.traces())
     for _ in range(2):
-        found._told(found.undo)
+        found._attempt(found.undo)
     assert len(layer_of(found).data) == 0
     assert warned[-1] == "nothing to undo"
-    found._told(found.join)
+    found._attempt(found.join)
     assert warned[-1].startswith("select two filaments to join")
 
 
@@ -183,7 +183,7 @@ def test_saved_and_open_again(found, folder, qtbot):
 
 def test_a_layer_that_was_removed_comes_back_with_the_micrograph(found, folder, qtbot):
     found.viewer.layers.remove("filaments")
-    found._told(found.accept)
+    found._attempt(found.accept)
     assert "the layer filaments was removed" in found.status.value
     for name in "ba":
         found.chosen.value = name
@@ -235,7 +235,7 @@ def test_next_opens_another_one_with_what_was_found(found, qtbot):
     layer_of(found).selected_data = {0}
     found.reject()
     found.save()
-    found._told(found.next)
+    found._attempt(found.next)
     assert found.status.value == "every micrograph of the folder is annotated"
 
 
@@ -244,10 +244,13 @@ def test_next_opens_another_one_with_what_was_found(found, qtbot):
     [
         (lambda p, d: setattr(p.folder, "value", d / "none"), "none: no such folder"),
         (lambda p, d: setattr(p.folder, "value", d.parent), "no images"),
-        (lambda p, d: p._told(p.save), "nothing is decided"),
-        (lambda p, d: p._told(p.train), "nothing is annotated yet"),
-        (lambda p, d: (setattr(p.checkpoint, "value", "none.ckpt"), p._told(p.find)), "none.ckpt: no such checkpoint"),
-        (lambda p, d: (setattr(p.detections, "value", module.FILE), p._told(p.find)), "no detections of a"),
+        (lambda p, d: p._attempt(p.save), "nothing is decided"),
+        (lambda p, d: p._attempt(p.train), "nothing is annotated yet"),
+        (
+            lambda p, d: (setattr(p.checkpoint, "value", "none.ckpt"), p._attempt(p.find)),
+            "none.ckpt: no such checkpoint",
+        ),
+        (lambda p, d: (setattr(p.detections, "value", module.FILE), p._attempt(p.find)), "no detections of a"),
     ],
 )
 def test_what_is_wrong_is_said_in_the_window(found, folder, warned, qtbot, spoil, expected):
@@ -261,7 +264,7 @@ def test_a_folder_that_is_read_only_is_named(found, folder, warned):
     folder.chmod(0o500)
     layer_of(found).selected_data = {0}
     found.accept()
-    found._told(found.save)
+    found._attempt(found.save)
     folder.chmod(0o700)
     assert "annotated" in warned[-1]
     assert "accepted" in statuses(found)
@@ -275,7 +278,7 @@ def test_detections_of_another_image_are_refused(found, folder, warned, qtbot):
     assert "a.csv" in warned[-1]
 
 
-def test_what_is_under_the_cursor_is_told(found):
+def test_what_is_under_the_cursor_is_attempt(found):
     place = layer_of(found).data[1][7]
     found._hover(found.viewer, SimpleNamespace(position=tuple(place)))
     assert re.fullmatch(r"filament 2: status found, length \d+.*, probability .*, curvature .*", found.viewer.status)

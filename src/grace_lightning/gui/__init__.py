@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from importlib import import_module
 from typing import Any, cast
 
 # Some drivers that draw napari's window bring an LLVM. Triton's own, loaded after it, ends the process: torchvision
@@ -11,6 +12,6 @@ if "triton" not in sys.modules:
     modules["triton"] = None
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says that there is none
     try:
-        import grace_lightning.predictor  # noqa: F401
+        import_module("grace_lightning.predictor")
     finally:
         del modules["triton"]

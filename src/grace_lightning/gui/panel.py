@@ -107,7 +107,7 @@ class Panel(Container):
         self.buttons |= {name: PushButton(text=name) for name in further}
         self._do = {name: getattr(self, name.lower()) for name in ACTIONS} | further
         for name, button in self.buttons.items():
-            button.changed.connect(partial(self._told, self._do[name]))
+            button.changed.connect(partial(self._attempt, self._do[name]))
 
         def row(*names: str) -> Container:
             return Container(widgets=[self.buttons[name] for name in names], layout="horizontal", labels=False)
@@ -120,9 +120,9 @@ class Panel(Container):
                 *(self.annotations, row("Save", "Next", "Train"), self.status),
             ]
         )
-        self.folder.changed.connect(partial(self._told, self.list_folder))
-        self.chosen.changed.connect(partial(self._told, self.open))
-        self.low_pass.changed.connect(partial(self._told, self.filter))
+        self.folder.changed.connect(partial(self._attempt, self.list_folder))
+        self.chosen.changed.connect(partial(self._attempt, self.open))
+        self.low_pass.changed.connect(partial(self._attempt, self.filter))
         self.viewer.mouse_move_callbacks.append(self._hover)
         QApplication.instance().aboutToQuit.connect(self.leave)
         self._timer = QTimer()
@@ -191,7 +191,7 @@ class Panel(Container):
                 if name == "filaments":
                     layer.events.data.connect(self._edited)
                     for action, (key, _) in ACTIONS.items():
-                        layer.bind_key(key, lambda _, do=self._do[action]: self._told(do), overwrite=True)
+                        layer.bind_key(key, lambda _, do=self._do[action]: self._attempt(do), overwrite=True)
 
     def filter(self) -> None:
         """Show the micrograph without what is finer than the low-pass."""
@@ -392,7 +392,7 @@ class Panel(Container):
         """Take over what was drawn, moved or deleted by napari's own tools, once it is done with it."""
         if not self._own and event.action in ("added", "removed", "changed"):
             rows = [int(row) for row in event.data_indices]
-            QTimer.singleShot(0, partial(self._told, partial(self._take_over, str(event.action), rows)))
+            QTimer.singleShot(0, partial(self._attempt, partial(self._take_over, str(event.action), rows)))
 
     def _take_over(self, action: str, rows: Sequence[int]) -> None:
         layer, traces, sheet = self._filaments(), self._history().now, self._sheet()
@@ -430,7 +430,7 @@ class Panel(Container):
         self._keep_painted()
         for sheet in self.sheets.values():
             if sheet.unsaved:
-                self._told(partial(self._save, sheet))
+                self._attempt(partial(self._save, sheet))
         if self.training is not None and self.training.running:
             print(f"the training goes on; {short(self.training.folder)}/log.txt tells how it ends")
 
@@ -461,6 +461,7 @@ class Panel(Container):
         self.training = Training(self.image_dir, self.annotations_dir, init, self._opened().scale)
         self._timer.start(POLL)
         self.status.value = "training begins"
+        show_info(f"{short(self.training.folder)}: the training goes on if you close the window")
 
     def _look_at_training(self) -> None:
         training = self.training
@@ -487,7 +488,7 @@ class Panel(Container):
         def returned(result: Any) -> None:
             if self._worker is worker:
                 self._worker = None
-                self._told(partial(then, result))
+                self._attempt(partial(then, result))
 
         def errored(error: Exception) -> None:
             if self._worker is worker:
@@ -513,7 +514,7 @@ class Panel(Container):
         self.status.value = str(error)
         show_warning(str(error))
 
-    def _told(self, do: Callable[[], None], *_: Any) -> None:
+    def _attempt(self, do: Callable[[], None], *_: Any) -> None:
         """Do something; what is wrong with the input is said in the window."""
         try:
             do()

@@ -215,10 +215,10 @@ def save(opened: Opened, kept: Kept, out_dir: Path) -> str:
 
 
 class Drawn(NamedTuple):
-    """What somebody has said of a micrograph."""
+    """What labels are taken from."""
 
-    accepted: list[Floats]  # lines (P, 2), pixels
-    rejected: list[Floats] = []  # noqa: RUF012  # which nobody changes
+    accepted: Sequence[Floats]  # lines (P, 2), pixels, columns x and y
+    rejected: Sequence[Floats] = ()
     ignored: Tensor | None = None  # (H, W), not 0 where nothing is known
     mask: Tensor | None = None  # (H, W), instead of lines; then everything else is known, too
 
