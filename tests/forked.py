@@ -3,8 +3,8 @@
 JOBS is a list of ``{"command": [name, *arguments], "ranks": 1, "at": [hook, count, signal], "spoilt": image}``. Several
 ranks are one run of as many processes, as torchrun would start them. In the count-th call of the hook the process sends
 itself the signal; in the hook ``write`` it has then written a part of a checkpoint, in ``rename`` all of it, but not
-under its name. In the second epoch the loss of the spoilt image is NaN. RESULTS has status (of each rank), stdout and
-stderr of each job.
+under its name. In the second epoch the loss of the spoilt image is NaN. Jobs in a list of their own run beside each
+other. RESULTS has status (of each rank), stdout and stderr of each job.
 """
 
 import json
@@ -21,7 +21,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from grace_lightning import cli
 from grace_lightning.module import GraceModule
-from grace_lightning.tasks import train as _train  # noqa: F401  # imported here, its time is shared
+from grace_lightning.tasks import predict as _predict  # noqa: F401  # imported here, its time is shared
+from grace_lightning.tasks import train as _train  # noqa: F401
 
 
 def disturb(hook, last, number):
@@ -96,19 +97,31 @@ def fork(job, rank, port, out, err):
         os._exit(status)
 
 
+def start(job):
+    job = {"ranks": 1, "at": None, "spoilt": None} | job
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out, err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115  # closed in end()
+    return [fork(job, rank, port, out, err) for rank in range(job["ranks"])], {"out": out, "err": err}
+
+
+def end(children, files):
+    result = {"status": [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]}
+    for name, file in files.items():
+        file.seek(0)
+        with file:
+            result[name] = file.read()
+    return result
+
+
 def main():
     results = []
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        job = {"ranks": 1, "at": None, "spoilt": None} | job
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            children = [fork(job, rank, port, out, err) for rank in range(job["ranks"])]
-            status = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            for file in (out, err):
-                file.seek(0)
-            results.append({"status": status, "out": out.read(), "err": err.read()})
+    for jobs in json.loads(Path(sys.argv[1]).read_text()):
+        if isinstance(jobs, list):
+            results.append([end(*started) for started in [start(job) for job in jobs]])
+        else:
+            results.append(end(*start(jobs)))
     Path(sys.argv[2]).write_text(json.dumps(results))
 
 

@@ -1,11 +1,11 @@
-"""Small graphs for the tests, drawn at random or by hand."""
+"""Small graphs, images and paths for the tests, drawn at random or by hand."""
 
 import numpy as np
 import torch
 from torch_geometric.data import Batch
 
 from grace_lightning.data import graph_data
-from grace_lightning.graph import Graph, Sample, delaunay
+from grace_lightning.graph import Filament, Graph, Sample, delaunay
 from grace_lightning.truth import with_truth
 
 
@@ -51,3 +51,27 @@ def line_scene(scale=10.0, spacing=20.0, false=25, seed=4):
     points.append(generator.uniform([8, 8], [503, 375], (false, 2)))
     pos = np.concatenate(points) + generator.normal(0, 0.7, (sum(map(len, points)), 2))
     return image.astype(np.float32), generator.permutation(pos).astype(np.float32)
+
+
+def filament(path, score=0.5, closed=False):
+    """Return a filament along a path, whose nodes are numbered along it."""
+    path, node = np.asarray(path, dtype=np.float32), np.arange(len(path))
+    return Filament(path, np.broadcast_to(np.float32(score), len(path)), node, node, closed)
+
+
+def line(degrees, length=100.0, start=(200.0, 300.0), nodes=6):
+    """Nodes at uneven distances along a straight line; ``degrees`` from the x axis towards y, which points down."""
+    at = np.linspace(0, 1, nodes) ** 1.5 * length
+    return np.asarray(start) + np.outer(at, [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+
+
+def ring(radius=100.0, nodes=40):
+    """Nodes at even distances around (500, 500)."""
+    angles = np.arange(nodes) * 2 * np.pi / nodes
+    return 500 + radius * np.column_stack([np.cos(angles), np.sin(angles)])
+
+
+def worm_like_chain(persistence, length, generator):
+    """Points one pixel apart along a chain in a plane, whose direction turns by a variance of 1 / persistence each."""
+    angle = generator.uniform(0, 2 * np.pi) + generator.normal(0, persistence**-0.5, int(length)).cumsum()
+    return np.column_stack([np.cos(angle), np.sin(angle)]).cumsum(axis=0)

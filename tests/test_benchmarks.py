@@ -54,6 +54,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
             ["crossing", r"crossing\+", "defaults", "min_relative_probability=0.95", "goal"],
         )
     ],
+    "persistence": [("--lengths 300 --samples 5 --images 1 --size 256", ["300 "])],
     "predict": [
         ("--size 192 --detections 20 --images 2", ["one after the other", "grace-predict"]),
         ("--size 192 --detections 20 --images 2 --checkpoint {checkpoint}", ["one after the other", "grace-predict"]),

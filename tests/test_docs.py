@@ -38,7 +38,7 @@ def test_commands_fit_the_configuration(command):
     name, *arguments = shlex.split(command, comments=True)
     overrides = [a.replace("=...", "=x") for a in arguments if a[0] == "~" or (a[0] != "-" and "=" in a)]
     overrides = [cli._readable(o, in_sweep=True) for o in overrides]
-    overrides = [re.sub(r"^([\w/.]+=\w+),.*", r"\1", o) for o in overrides if not o.endswith("=mine")]
+    overrides = [re.sub(r"^([\w/.]+=)(?:range\()?(\w+),.*", r"\1\2", o) for o in overrides if not o.endswith("=mine")]
     if any(o.startswith(("experiment=optuna", "hydra/launcher=")) for o in overrides):
         pytest.importorskip("optuna")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -7,31 +7,15 @@ import pandas as pd
 import pytest
 import starfile
 import tifffile
-from helpers import LINES, line_scene
+from helpers import LINES, filament, line, line_scene, ring
 
 from grace_lightning import io
 from grace_lightning.errors import InputError
 from grace_lightning.graph import Filament
 
 
-def filament(path, score=0.5, closed=False):
-    path, node = np.asarray(path, dtype=np.float32), np.arange(len(path))
-    return Filament(path, np.broadcast_to(np.float32(score), len(path)), node, node, closed)
-
-
 def cut(*filaments, pixel_size=1.0, spacing=10.0):
     return io.segments(filaments, pixel_size=pixel_size, spacing=spacing)
-
-
-def line(degrees, length=100.0, start=(200.0, 300.0), nodes=6):
-    """Nodes at uneven distances along a straight line; ``degrees`` from the x axis towards y, which points down."""
-    at = np.linspace(0, 1, nodes) ** 1.5 * length
-    return np.asarray(start) + np.outer(at, [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
-
-
-def ring(radius=100.0, nodes=40):
-    angles = np.arange(nodes) * 2 * np.pi / nodes
-    return 500 + radius * np.column_stack([np.cos(angles), np.sin(angles)])
 
 
 def test_segments_of_lines_are_exact():
@@ -83,16 +67,6 @@ def test_long_bends_stay_as_they_are_and_two_rows_of_points_become_their_middle(
     assert inside["y"].abs().max() < 0.5
     assert inside["psi"].abs().max() < 3
     assert 380 < table["track_length"].iloc[-1] < 410  # the polyline is 609 long
-
-
-def test_curvature_of_a_circle_is_one_by_its_radius_and_of_a_line_zero():
-    for radius in (50, 400):
-        half = ring(radius, 80)[:41]
-        turned = [filament(ring(radius), closed=True), filament(half), filament(half[::-1])]
-        found = io.filaments_summary("a", turned)["mean_curvature"]
-        assert found.tolist() == pytest.approx([1 / radius] * 3, rel=3e-3)
-    lines = [filament(line(33, nodes=nodes)) for nodes in (20, 2, 1)]
-    assert io.filaments_summary("a", lines)["mean_curvature"].tolist() == pytest.approx([0] * 3, abs=1e-5)
 
 
 def test_star(tmp_path):
@@ -178,16 +152,15 @@ def test_filaments_table_has_all_members_in_their_order():
     )
 
 
-def test_filaments_summary():
-    traced = [filament(line(0), [0.25, 0.5, 1, 1, 0.5, 0.5]), filament(ring(), closed=True)]
-    columns = {
-        **{"image": ["451", "451"], "filament": [0, 1], "nodes": [6, 40], "length": [100, 200 * np.pi]},
-        **{"mean_probability": [0.625, 0.5], "mean_curvature": [0, 0.01], "start_x": [200.0, 600]},
-        **{"start_y": [300.0, 500], "end_x": [300.0, ring()[-1, 0]], "end_y": [300.0, ring()[-1, 1]]},
-        **{"closed": [False, True], "length_angstrom": [200, 400 * np.pi], "mean_curvature_per_angstrom": [0, 0.005]},
-    }
-    found = io.filaments_summary("451", traced, pixel_size=2)
-    pd.testing.assert_frame_equal(found, pd.DataFrame(columns), rtol=1e-3, atol=1e-8)
+def test_paths_come_back(tmp_path):
+    traced = [filament(line(0), [0.25, 0.5, 1, 1, 0.5, 0.5]), filament(ring(), closed=True), filament([[3, 4]])]
+    for given in (traced, []):
+        io.paths_table(given).to_parquet(tmp_path / "paths.parquet")
+        found = io.read_paths(tmp_path / "paths.parquet")
+        assert len(found) == len(given)
+        for one, other in zip(found, given, strict=True):
+            assert (one.path.tolist(), one.score.tolist()) == (other.path.tolist(), other.score.tolist())
+            assert (one.node.tolist(), one.closed) == (other.node.tolist(), other.closed)
 
 
 WRITERS = {

@@ -18,6 +18,7 @@ from grace_lightning.ridges import RidgeDetector
 from grace_lightning.simulate import Simulator, simulate_folder
 from grace_lightning.tasks import results
 from grace_lightning.tasks.annotate import annotate_folder
+from grace_lightning.tasks.joined import Joined
 
 
 def names(folder):
@@ -198,7 +199,7 @@ def test_prediction_goes_on_wherever_it_was_killed(findings, tmp_path):
         files.remove_unfinished(out)
         if export or results.read_record(out, "a") is None or not results.is_done(out, "a", settings):
             results.write_results(out, *findings, settings, scale=10.0, record=export)
-        results.join_summaries(out)
+        Joined(out).join()
 
     expect_resumed(work, None, tmp_path)
     work(tmp_path / "before")

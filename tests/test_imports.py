@@ -9,7 +9,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "grace_lightning"
 ORDER = [
-    *("errors", "files", "stopping", "config", "legacy", "raster", "graph", "truth", "clean", "flatten", "io"),
+    *(
+        "errors",
+        "files",
+        "stopping",
+        "config",
+        "legacy",
+        "raster",
+        "graph",
+        "truth",
+        "clean",
+        "flatten",
+        "measure",
+        "io",
+    ),
     *("simulate", "ridges", "estimate", "scenes", "splits"),
     *("augment", "data", "features", "models", "link", "metrics", "figures", "module", "checkpoint", "predictor"),
     *("sweeps", "callbacks", "dashboards", "tasks", "gui", "cli"),

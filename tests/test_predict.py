@@ -29,9 +29,11 @@ from grace_lightning.graph import Filament, Graph
 from grace_lightning.predictor import link_filaments
 from grace_lightning.tasks import predict as task
 from grace_lightning.tasks import results
+from grace_lightning.tasks.joined import Joined
 from grace_lightning.tasks.results import SUMMARY
 
-FILES = {f"{name}.{end}" for name in NAMES for end in ("box", "cbox", "grace", "star")} | {"filaments.csv", "relion"}
+JOINED = {"filaments.csv", "index.html", "relion"}
+FILES = {f"{name}.{end}" for name in NAMES for end in ("box", "cbox", "grace", "star")} | JOINED
 
 
 @pytest.fixture
@@ -228,7 +230,7 @@ def test_an_interrupted_run_goes_on(again):
 def test_files_that_are_switched_off_are_not_written(again):
     off = [f"export.{name}=false" for name in ("star", "box", "cbox")]
     assert again(*off, "overwrite=true")[0] == 0
-    assert made() == {f"{name}.grace" for name in NAMES} | {"filaments.csv", "relion"}
+    assert made() == {f"{name}.grace" for name in NAMES} | {*("filaments.csv", "index.html", "relion")}
     assert not [*Path("out/relion").rglob("micrograph*")]
     assert again()[0] == 0  # now they are wanted, so the images are not done
     assert made() == FILES
@@ -323,27 +325,29 @@ def test_two_predictions_into_one_folder_at_once(findings, tmp_path, monkeypatch
     def one(name):
         micrograph = findings[0]._replace(name=name)
         results.write_results(tmp_path, micrograph, findings[1], results.Export(), scale=SCALE, record={})
-        results.join_summaries(tmp_path)
+        Joined(tmp_path).join()
 
     monkeypatch.setattr(results, "write_exports", write)
     one("a")
-    assert made(tmp_path) == {f"{n}.{e}" for n in "ab" for e in ("box", "cbox", "grace", "png", "star")} | {SUMMARY}
+    assert made(tmp_path) == {f"{n}.{e}" for n in "ab" for e in ("box", "cbox", "grace", "png", "star")} | JOINED - {
+        "relion"
+    }
     assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {"a", "b"}
 
 
 def test_an_image_that_another_run_adds_while_the_table_is_made_is_in_it(findings, tmp_path, monkeypatch):
-    real, listed = results._summaries, []
+    real, listed = Joined.done, []
 
-    def list_then_add(folder):
-        tables = real(folder)
+    def list_then_add(joined):
+        done = real(joined)
         if not listed:
             listed.append(True)
-            results.write_results(folder, *findings, results.Export(png=False), scale=SCALE, record={})
-            results.join_summaries(folder)
-        return tables
+            results.write_results(joined.out_dir, *findings, results.Export(png=False), scale=SCALE, record={})
+            Joined(joined.out_dir).join()
+        return done
 
-    monkeypatch.setattr(results, "_summaries", list_then_add)
-    assert list(results.join_summaries(tmp_path)) == [NAMES[0]]
+    monkeypatch.setattr(Joined, "done", list_then_add)
+    assert list(Joined(tmp_path).join()) == [NAMES[0]]
     assert set(pd.read_csv(tmp_path / SUMMARY)["image"]) == {NAMES[0]}
 
 
@@ -622,7 +626,7 @@ def test_filaments_near_each_other_differ_in_colour():
     lines = [np.array([[10.0 * k, 0.0], [10.0 * k, 100.0]]) for k in range(30)]
     none = np.zeros(2, dtype=np.int64)
     figure = figures.overview(torch.rand(1, 100, 300), (100, 300), [Filament(line, none, none, none) for line in lines])
-    assert figure.get_size_inches().tolist() == [12, 4]
+    assert figure.get_size_inches().tolist() == pytest.approx([12, 4], abs=1e-4)
     colours = [tuple(c) for c in figure.axes[0].collections[1].get_colors()]
     assert len(set(colours[:12])) == 12
     for k in range(30):

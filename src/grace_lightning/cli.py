@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +35,7 @@ from grace_lightning.files import DISK_ERRORS, one_line
 from grace_lightning.legacy import key_of, read_config_file, render, translate
 from grace_lightning.stopping import Stopped, handle, handling, stop
 
-TEXTS = ("checkpoint", "ckpt_path", "config_file", "weights", "root", "prefix")
+TEXTS = ("checkpoint", "ckpt_path", "config_file", "weights", "root", "prefix", "keep")
 """Last parts of keys whose value is text, even if it looks like a number; those that end with ``_dir`` are others."""
 
 
@@ -93,17 +94,11 @@ def _run(name: str) -> int:
         if name == "train" and sweeps.in_sweep():
             return sweeps.run_job(task, cfg)
         try:
-            return task(cfg)
-        # Here, before Hydra prints more than a message.
-        except InputError as error:
-            _remove_empty_run_folder()
-            _fail(name, error)
-        except BrokenPipeError:
-            _leave_unread()
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
+            return _outcome(name, task, cfg)
+        except SystemExit as ended:
+            if not sweeps.in_sweep():
                 raise
-            _fail(name, InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror))
+            raise RunFailed(int(ended.code or 0)) from None  # not the end of the other runs
 
     OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
     _prepare_process()
@@ -123,6 +118,8 @@ def _run(name: str) -> int:
         finally:  # also of a sweep that was interrupted
             folder = shlex.quote(str(next(iter(sweeps.sweep_folders), "")))
             status = sweeps.finish()
+    except RunFailed as failed:
+        status = failed.status
     except (InputError, OmegaConfBaseException) as error:
         _fail(name, error)
     except (HydraException, OSError) as error:
@@ -139,6 +136,29 @@ def _run(name: str) -> int:
         print(f"grace-{name}: {lost}; {again}", file=sys.stderr)
         status = status or 1
     return status
+
+
+class RunFailed(Exception):
+    """A run of several has left with a ``status``."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _outcome(name: str, task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Return what a task returns; leave with a message for the user's mistakes, before Hydra prints more than that."""
+    try:
+        return task(cfg)
+    except InputError as error:
+        _remove_empty_run_folder()
+        _fail(name, error)
+    except BrokenPipeError:
+        _leave_unread()
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _fail(name, InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror))
 
 
 def _prepare_process() -> None:
@@ -276,3 +296,4 @@ evaluate = partial(_command, "evaluate")
 predict = partial(_command, "predict")
 annotate = partial(_command, "annotate")
 simulate = partial(_command, "simulate")
+export = partial(_command, "export")

@@ -38,6 +38,7 @@ from grace_lightning.graph import (
     from_detections,
 )
 from grace_lightning.link import Linker
+from grace_lightning.measure import apparent_width
 from grace_lightning.module import GraceModule
 from grace_lightning.ridges import LEAST_SCALE, Polarity, RidgeDetector
 
@@ -71,6 +72,7 @@ class Findings:
     node_probability: Tensor
     edge_probability: Tensor
     filaments: list[Filament]
+    width: float = float("nan")  # of the mean profile across them, pixels; NaN without filaments
 
 
 class Prepared(NamedTuple):
@@ -235,11 +237,16 @@ class Predictor(nn.Module):
         # The detections by their nodes; at each node, first the one that it is.
         order = np.lexsort((rows[place] != torch.arange(len(place)), place))
         start = np.concatenate([[0], np.cumsum(np.bincount(place.numpy(), minlength=graph.num_nodes))])
+        filaments = self.link(graph, said)
+        ((image, _, _),) = prepared.data[0].images()
+        seen = self.networks[0].features.scale / self.scale
+        paths = [(filament.path + 0.5) * seen - 0.5 for filament in filaments]
         return Findings(
             graph=Graph(prepared.pos, torch.from_numpy(order[start[graph.edges]]), confidence=prepared.confidence),
             node_probability=said["node"][place],
             edge_probability=said["edge"],
-            filaments=[_of_detections(filament, order, start) for filament in self.link(graph, said)],
+            filaments=[_of_detections(filament, order, start) for filament in filaments],
+            width=apparent_width(image[0].numpy(), paths, seen * self.scale) / seen,
         )
 
 

@@ -43,6 +43,7 @@ from grace_lightning.gui.traces import (
     snapped,
 )
 from grace_lightning.gui.training import Training
+from grace_lightning.measure import filaments_summary
 
 RIDGES, FILE, AUTO = "along ridges", "file beside the image", "estimated"
 POLL = 1000
@@ -383,7 +384,7 @@ class Panel(Container):
 
     def _features(self, traces: Sequence[Trace]) -> pd.DataFrame:
         size = io.pixel_size(self._sheet().path)
-        table = io.filaments_summary("", [as_filament(trace) for trace in traces], pixel_size=size)
+        table = filaments_summary("", [as_filament(trace) for trace in traces], self._opened().scale, pixel_size=size)
         table = table.rename(columns={"mean_probability": "probability", "mean_curvature": "curvature"})
         table["status"] = [trace.status for trace in traces]
         return table[["status", "length", *(["length_angstrom"] if size else []), "probability", "curvature"]]

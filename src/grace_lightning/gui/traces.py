@@ -209,7 +209,7 @@ def save(opened: Opened, kept: Kept, out_dir: Path) -> str:
     write_annotation(out_dir / f"{name}.grace", graph, drawn, scale, size, metadata)
     micrograph = Micrograph(name, path.name, size, opened.image, io.pixel_size(path), from_bottom=io.is_tiff(path))
     exported = [as_filament(trace) for trace in traces if trace.status != "rejected"]
-    write_exports(out_dir, micrograph, exported, Export(png=False), scale, opened.polarity)
+    write_exports(out_dir, micrograph, exported, Export(), scale)
     counts = ", ".join(f"{len(lines)} {status}" for status, lines in by_status.items() if lines)
     return f"{short(out_dir / name)}.grace: {counts or 'a mask'}"
 

@@ -11,8 +11,9 @@ from grace_lightning.io.detections import (
     write_detections,
 )
 from grace_lightning.io.export import (
-    filaments_summary,
     filaments_table,
+    paths_table,
+    read_paths,
     segments,
     write_box_ends,
     write_cbox,

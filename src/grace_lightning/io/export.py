@@ -1,32 +1,18 @@
-"""Filaments as the files that RELION, EMAN and crYOLO read, and as tables.
-
-Detections jitter about a filament by a pixel or more: lengths, angles and curvatures are taken from a smoothed path.
-"""
+"""Filaments as the files that RELION, EMAN and crYOLO read, and as a table."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import starfile
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.interpolate import CubicSpline
-from scipy.sparse.linalg import spsolve
 
-from grace_lightning.files import replacing
-from grace_lightning.graph import Filament, Floats
-
-SMOOTHING = 8.0
-"""Wavelength s, in mean distances between nodes, of the bends that smoothing halves.
-
-A smoothed path minimises squared distances to the nodes plus (s / 2 pi)^6 times squared third differences (Whittaker
-1922), which keeps 1 / (1 + (s / wavelength)^6) of a bend, and lines and parabolas as they are. Measured with nodes
-20 px apart that jitter by 2 px: error of psi 1.4 to 1.8 degrees (without smoothing 8), mean curvature of arcs within
-1 %. Tight rings shrink: one of 20 nodes by 0.4 %, one of 12 nodes by 8 %.
-"""
+from grace_lightning.files import reading, replacing
+from grace_lightning.graph import Filament
+from grace_lightning.measure import smooth_curve
 
 CBOX_COLUMNS = (
     *("CoordinateX", "CoordinateY", "CoordinateZ", "Width", "Height", "Depth"),
@@ -47,10 +33,10 @@ def segments(filaments: Sequence[Filament], *, pixel_size: float, spacing: float
     names = ("filament", "x", "y", "psi", "track_length", "confidence")
     tables = [pd.DataFrame(columns=names, dtype=np.float64).astype({"filament": np.int64})]
     for number, filament in enumerate(filaments):
-        curve = _curve(filament)
+        curve = smooth_curve(filament)
         steps = int(curve.arc[-1] / (spacing / pixel_size) + 1e-9)
         track = np.arange(max(steps, 1) if filament.closed else steps + 1)
-        time = np.interp(track * (spacing / pixel_size), curve.arc, curve.time)
+        time = curve.at(track * (spacing / pixel_size))
         score = np.append(filament.score, filament.score[:1])  # of the first node again if it is closed
         confidence = np.interp(time, curve.node_time, score[: len(curve.node_time)])
         # RELION's src/helix.cpp, convertHelicalTubeCoordsToMetaDataTable: rlnAnglePsiPrior is -atan2(dy, dx), y down;
@@ -85,9 +71,16 @@ def write_star(path: str | Path, table: pd.DataFrame, micrograph: str) -> None:
         "rlnAnglePsiFlipRatio": 0.5,
         "rlnAutopickFigureOfMerit": table["confidence"],
     }
+    plain = re.fullmatch(r"(?!_|(data|loop|save|stop|global)_)[^\s#;]+", micrograph)
+    write_blocks(path, pd.DataFrame(columns), quote_all_strings=not plain)
+
+
+def write_blocks(path: str | Path, blocks: pd.DataFrame | dict[str, pd.DataFrame], **options: Any) -> None:
+    """Write a STAR file as starfile does, but without the time: the same results are the same bytes."""
     with replacing(path) as unfinished:
-        plain = re.fullmatch(r"(?!_|(data|loop|save|stop|global)_)[^\s#;]+", micrograph)
-        starfile.write(pd.DataFrame(columns), unfinished, quote_all_strings=not plain)
+        starfile.write(blocks, unfinished, **options)
+        _, *lines = unfinished.read_text().splitlines(keepends=True)
+        unfinished.write_text("".join(["# written by grace-lightning\n", *lines]))
 
 
 def write_box_ends(path: str | Path, filaments: Sequence[Filament]) -> None:
@@ -138,82 +131,33 @@ def filaments_table(filaments: Sequence[Filament], pos: NDArray[np.floating]) ->
     return pd.DataFrame({"filament": number, "order": order, "node": node, "x": x, "y": y})
 
 
-def filaments_summary(image: str, filaments: Sequence[Filament], *, pixel_size: float | None = None) -> pd.DataFrame:
-    """Return the rows of ``filaments.csv``, one per filament of an image, which is named by its stem.
+def paths_table(filaments: Sequence[Filament]) -> pd.DataFrame:
+    """Return the rows of ``paths.parquet``, one for each point of a path: what the files of other programs are made of.
 
-    Lengths are in pixels and curvatures in 1 / pixel, except in the last two columns, which are empty without
-    ``pixel_size``, Angstrom per pixel; start and end are the first and last node, ``mean_probability`` the mean score.
+    Columns: ``filament`` from 0 and ``node``, int64; ``x``, ``y``, pixels, and ``score``, float32; ``closed``, bool.
     """
-    scale, closed = np.nan if pixel_size is None else pixel_size, [filament.closed for filament in filaments]
-    curves = [_curve(filament) for filament in filaments]
-    length = np.array([curve.arc[-1] for curve in curves])
-    curvature = np.array([_mean_curvature(*pair) for pair in zip(curves, closed, strict=True)])
-    start_x, start_y, end_x, end_y = np.array([f.path[[0, -1]] for f in filaments], dtype=np.float64).reshape(-1, 4).T
-    return pd.DataFrame(
-        {
-            "image": image,
-            "filament": np.arange(len(filaments)),
-            "nodes": [len(filament.node) for filament in filaments],
-            "length": length,
-            "mean_probability": [float(np.mean(filament.score)) for filament in filaments],
-            "mean_curvature": curvature,
-            **{"start_x": start_x, "start_y": start_y, "end_x": end_x, "end_y": end_y},
-            "closed": closed,
-            "length_angstrom": length * scale,
-            "mean_curvature_per_angstrom": curvature / scale,
-        }
-    )
+    number = np.repeat(np.arange(len(filaments)), [len(filament.path) for filament in filaments])
+    columns = {"node": np.int64, "score": np.float32}
+    joined = {
+        name: np.concatenate([np.zeros(0, dtype), *(getattr(filament, name) for filament in filaments)])
+        for name, dtype in columns.items()
+    }
+    x, y = np.concatenate([np.zeros((0, 2), np.float32), *(filament.path for filament in filaments)]).T
+    closed = np.array([filament.closed for filament in filaments], dtype=bool)[number]
+    return pd.DataFrame({"filament": number, **joined, "x": x, "y": y, "closed": closed})
 
 
-def _mean_curvature(curve: "_Curve", closed: bool) -> float:
-    """Return the absolute curvature averaged over the length, 1/px: all turns by their length."""
-    points = curve.spline(curve.time)
-    if closed:
-        points = np.concatenate([points, points[1:2]])
-    steps = np.diff(points, axis=0)
-    lengths = np.hypot(*steps.T)
-    before, after = steps[:-1], steps[1:]
-    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    turns = np.abs(np.arctan2(cross, (before * after).sum(axis=1)))
-    travelled = float((lengths[:-1] + lengths[1:]).sum()) / 2  # a turn belongs to half the step on either side
-    return float(turns.sum()) / travelled if travelled else 0.0
-
-
-class _Curve(NamedTuple):
-    spline: CubicSpline[Any]  # (x, y) by time
-    time: Floats  # (Q,) fine
-    arc: Floats  # (Q,) pixels, the length up to these times
-    node_time: Floats  # (P,)
-
-
-def _curve(filament: Filament) -> _Curve:
-    """Return the smoothed path; a closed one comes back to its first point."""
-    points, closed = filament.path.astype(np.float64), filament.closed
-    if closed or len(points) == 1:
-        points = np.concatenate([points, points[:1]])
-    steps = np.hypot(*np.diff(points, axis=0).T)
-    unit = float(steps.mean()) or 1.0
-    # Two detections of one spot would lie at nearly one time, and a curve cannot be at two places at once.
-    node_time = np.concatenate([[0.0], np.cumsum(np.maximum(steps, 0.1 * unit)) / unit])
-    if len(filament.path) > 2:
-        points = _smoothed(points[:-1] if closed else points, node_time, closed)
-        points = np.concatenate([points, points[:1]]) if closed else points
-    spline = CubicSpline(node_time, points, bc_type="periodic" if closed else "not-a-knot")
-    time = np.linspace(0, node_time[-1], 16 * len(steps) + 1)
-    arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(spline(time), axis=0).T))])
-    return _Curve(spline, time, arc, node_time)
-
-
-def _smoothed(points: Floats, time: Floats, closed: bool) -> Floats:
-    """Return the points that minimise squared distances to ``points`` plus weighted squared divided differences."""
-    count = len(points)
-    order = min(3, count - 1)
-    differences = sparse.eye_array(count, format="csr")
-    if closed:
-        wrap = np.arange(count + order)
-        differences, time = differences[wrap % count], time[wrap % count] + wrap // count * time[-1]
-    for step in range(1, order + 1):
-        gaps = (time[step:] - time[:-step]) / step
-        differences = sparse.csr_array(sparse.diags_array(1 / gaps) @ (differences[1:] - differences[:-1]))
-    penalty = differences.T @ sparse.diags_array(gaps) @ differences * (SMOOTHING / (2 * np.pi)) ** (2 * order)
-    return np.asarray(spsolve((sparse.eye_array(count) + penalty).tocsc(), points), dtype=np.float64)
+def read_paths(path: Path) -> list[Filament]:
+    """Return the filaments of a ``paths.parquet``, in their order; of members, those on the path."""
+    with reading(path, "paths that grace-predict wrote"):
+        table = pd.read_parquet(path, columns=["filament", "node", "score", "x", "y", "closed"])
+        return [
+            Filament(
+                rows[["x", "y"]].to_numpy(np.float32),
+                rows["score"].to_numpy(np.float32),
+                rows["node"].to_numpy(np.int64),
+                rows["node"].to_numpy(np.int64),
+                bool(rows["closed"].iloc[0]),
+            )
+            for _, rows in table.groupby("filament", sort=True)
+        ]

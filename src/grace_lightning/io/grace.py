@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,15 +71,15 @@ def write_grace(
     node_prediction: Tensor | None = None,
     edge_prediction: Tensor | None = None,
     edge_properties: bool = False,
-    filaments: pd.DataFrame | None = None,
+    tables: Mapping[str, pd.DataFrame] = MappingProxyType({}),
     instances: Mapping[str, Ints] | None = None,
 ) -> None:
     """Write a folder ``X.grace``, whole or not at all; a folder of that name is replaced.
 
     Labels of the heads ``node`` and ``edge`` are written, an ``annotation`` of (H, W) integers, ``metadata`` besides
     ``image_filename`` (``X`` if not given), and if wanted, :func:`edge_geometry`. Predictions are probabilities, (N, K)
-    or (E, K); the original has those of edges, with K = 3, one per :class:`Label`, and
-    neither ``filaments.parquet`` nor ``instances.json``: the nodes of each true filament.
+    or (E, K); the original has those of edges, with K = 3, one per :class:`Label`, and neither further ``tables``, by
+    the names of their files, nor ``instances.json``: the nodes of each true filament.
     """
     path = Path(path)
     if path.suffix != ".grace":
@@ -108,8 +109,8 @@ def write_grace(
             array = array.astype(np.min_scalar_type(int(array.max(initial=0))))
             np.savez_compressed(unfinished / ANNOTATION, annotation=array)
         (unfinished / METADATA).write_text(json.dumps({"image_filename": path.stem, **(metadata or {})}))
-        if filaments is not None:
-            filaments.to_parquet(unfinished / "filaments.parquet", index=False)
+        for name, table in tables.items():
+            table.to_parquet(unfinished / name, index=False)
         if instances is not None:
             nodes_by_name = {name: nodes.tolist() for name, nodes in instances.items()}
             (unfinished / INSTANCES).write_text(json.dumps(nodes_by_name))

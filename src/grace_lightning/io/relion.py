@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import starfile
 import tifffile
 from torch import Tensor
 
 from grace_lightning.files import reading, replacing
 from grace_lightning.graph import expect_inside
+from grace_lightning.io.export import write_blocks
 from grace_lightning.io.images import mrc_header
 
 TiffOrigin = Literal["bottom", "top"]
@@ -99,8 +99,7 @@ def write_project(folder: Path, done: Iterable[tuple[Path, Path, float | None]])
     for suffix in COORDINATES.values():
         with replacing(folder / f"coords_suffix{suffix}") as unfinished:
             unfinished.write_text(f"{micrographs}\n", encoding="utf-8")
-    with replacing(micrographs) as unfinished:
-        starfile.write({"optics": optics, "micrographs": table.assign(rlnOpticsGroup=group + 1)}, unfinished)
+    write_blocks(micrographs, {"optics": optics, "micrographs": table.assign(rlnOpticsGroup=group + 1)})
     return left_out
 
 

@@ -6,6 +6,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -23,10 +25,25 @@ from grace_lightning.stopping import Stopped, until_stopped
 Config = dict[str, Any]
 T = TypeVar("T")
 
+PACKAGES = (
+    *("grace-lightning", "torch", "pytorch-lightning", "torch-geometric", "torchmetrics", "torchvision", "timm"),
+    *("hydra-core", "omegaconf", "numpy", "scipy", "pandas", "pyarrow", "h5py", "scikit-image", "mrcfile", "tifffile"),
+)
+"""Packages whose version may change a result."""
+
 
 def plain(cfg: DictConfig) -> Config:
     """Return the configuration as plain containers, all references resolved."""
     return cast(Config, OmegaConf.to_container(cfg, resolve=True))
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of each of :data:`PACKAGES`, None if it is not installed."""
+    installed: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def expect_keys(config: Config, expected: Mapping[str, str]) -> None:

@@ -42,16 +42,15 @@ from grace_lightning.tasks.common import (
     tell,
     warn,
 )
+from grace_lightning.tasks.joined import Joined
 from grace_lightning.tasks.results import (
     SUMMARY,
     Export,
     Micrograph,
     is_done,
-    join_summaries,
     read_node_probability,
     read_record,
     record_of_any,
-    write_relion,
     write_results,
 )
 from grace_lightning.tasks.suggest import doubt, suggest
@@ -77,10 +76,17 @@ def predict(cfg: DictConfig) -> None:
     quiet_lightning()
     _check(config)
     out_dir, overwrite = Path(config["out_dir"]), config["overwrite"]
+    if config["join"]:
+        expect_folder(out_dir, "out_dir")
+        filaments = Joined(out_dir).join()
+        joined_ones = f"{counted(len(filaments), 'image')}, {counted(sum(filaments.values()), 'filament')}"
+        print(f"{joined_ones} in {short(out_dir)}")
+        return
     export: Export = build(config["export"], "export")
     reading: io.Reading = build(config["io"], "io")
     detector: RidgeDetector | None = build(config.get("detections"), "detections")
     sources, ambiguous = _find_sources(config, out_dir)
+    joined = Joined(out_dir, sources)
     images = [source.image for source in sources]
     before = None if overwrite else record_of_any(out_dir)
     predictor = load_predictor(config, images, frame=config["frame"], max_gib=reading.max_gib, before=before)
@@ -95,6 +101,9 @@ def predict(cfg: DictConfig) -> None:
         read_image = partial(io.read_image, frame=frame, max_gib=reading.max_gib)
         detector = _for_filaments(detector or RidgeDetector(), predictor, images, read_image, before)
         settings["detections"] = dict(vars(detector))
+    share = set(sorted({*joined.images, *ambiguous})[config["shard"] or 0 :: config["num_shards"]])
+    sources = [source for source in sources if source.name in share]
+    ambiguous = {name: message for name, message in ambiguous.items() if name in share}
     remove_unfinished(make_folder(out_dir, "out_dir"))
     failures, wanted = _left_to_do(sources, out_dir, export, settings, overwrite)
     skipped = {source.name for source in sources} - {source.name for source in wanted} - failures.keys()
@@ -122,6 +131,8 @@ def predict(cfg: DictConfig) -> None:
         write_results(out_dir, micrograph, findings, export, record=record, **looks)
         part.pixel_sizes[name] = micrograph.pixel_size
         part.closed += sum(filament.closed for filament in findings.filaments)
+        if fabric.is_global_zero:
+            joined.show_now_and_then()
 
     mine = wanted[fabric.global_rank :: fabric.world_size]
     if wanted:
@@ -144,14 +155,11 @@ def predict(cfg: DictConfig) -> None:
         closed=sum(part.closed for part in parts),
     )
     try:
-        filaments: dict[str, int] = {}
-        while filaments != (filaments := join_summaries(out_dir)):  # another process may have added some
-            write_relion(out_dir, sources)
+        filaments = joined.join()
     except (InputError, OSError) as error:
         whole.failures[SUMMARY] = str(error)
     else:
-        names = {source.name for source in sources} | ambiguous.keys()
-        told = _what_became(config, names, skipped, whole, filaments, networks=len(digests))
+        told = _what_became(config, share, skipped, whole, filaments, networks=len(digests))
         files = [(file, source.image) for source in wanted for file in (source.detections, *exported) if file]
         if any(io.counts_from_bottom(*pair, reading.tiff_origin) for pair in files):
             told += f"\n{io.COUNTED_FROM_BOTTOM}"
@@ -257,9 +265,16 @@ def _check(config: Config) -> None:
     kinds: Config = {"image_dir": str | None, "detections_dir": str | None, "out_dir": str, "overwrite": bool}
     kinds |= {"frame": int | Literal["mean"] | None, "pixel_size": float | None}
     kinds |= {"detections_format": io.DetectionsFormat | None, "suggest": int | None}
+    kinds |= {"shard": int | None, "num_shards": int, "join": bool}
     for key, expected in kinds.items():
         check_value(config[key], expected, key)
+    if config["join"]:
+        return
     expect_keys(config, {"image_dir": "the folder of micrographs"})
+    shard, count = config["shard"], config["num_shards"]
+    if count < 1 or not 0 <= (count if shard is None and count > 1 else shard or 0) < count:
+        found = f"shard: {shard}, num_shards: {count}, expected a part from 0 to num_shards - 1"
+        raise InputError(f"{found}; with -m, 'shard=range(0,{max(count, 1)})' does all of them")
     if config["suggest"] is not None and config["suggest"] < 1:
         raise InputError(f"suggest: {config['suggest']}, expected a number of images, 1 or more")
     if config["pixel_size"] is not None and not 0.01 <= config["pixel_size"] <= 1e9:

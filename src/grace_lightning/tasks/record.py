@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,13 +25,7 @@ from grace_lightning.errors import InputError
 from grace_lightning.files import one_line, replacing, short, some, write_json
 from grace_lightning.legacy import key_of, render
 from grace_lightning.sweeps import flat_metrics
-from grace_lightning.tasks.common import Config, plain
-
-PACKAGES = (
-    *("grace-lightning", "torch", "pytorch-lightning", "torch-geometric", "torchmetrics", "torchvision", "timm"),
-    *("hydra-core", "omegaconf", "numpy", "scipy", "pandas", "pyarrow", "h5py", "scikit-image", "mrcfile", "tifffile"),
-)
-"""Packages whose version may change a result."""
+from grace_lightning.tasks.common import Config, plain, versions
 
 
 def write_record(config: Config, run_dir: Path, datamodule: GraceDataModule) -> None:
@@ -53,7 +46,7 @@ def write_record(config: Config, run_dir: Path, datamodule: GraceDataModule) -> 
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(),
         "git": {"folder": git_state(Path.cwd()), "grace-lightning": git_state(Path(__file__))},
         "data": data,
     }
@@ -64,13 +57,6 @@ def _described(images: Mapping[str, str]) -> dict[str, Any]:
     """Return a hash of all images of a set, whatever their order, and of each by name."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(images.items()))
     return {"hash": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(), "images": dict(images)}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def git_state(path: Path) -> dict[str, Any] | None:

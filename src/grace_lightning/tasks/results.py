@@ -1,6 +1,7 @@
 """What ``grace-predict`` writes, and reads of what it wrote before."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,16 +17,27 @@ from torch import Tensor
 
 from grace_lightning import figures, io
 from grace_lightning.errors import InputError
-from grace_lightning.files import counted, put, reading, replacing, some, sync, unfinished_in, writing
+from grace_lightning.files import put, reading, sync, unfinished_in, writing
 from grace_lightning.graph import Filament, Label
+from grace_lightning.measure import cosines, filaments_summary
 from grace_lightning.predictor import Findings
 from grace_lightning.ridges import Polarity
-from grace_lightning.tasks.common import Config, warn
+from grace_lightning.tasks.common import Config
+from grace_lightning.tasks.suggest import doubt
 
 SUMMARY = "filaments.csv"  # in the output folder, of all images; in each ``X.grace``, of that image
 
 RECORD = "grace_predict"
 """Under this key ``metadata.json`` says with what an image was done."""
+
+FOUND = "grace_predict_found"
+"""Under this key it has what is said about the image as a whole: bits of doubt per detection, apparent width of the
+filaments, pixels (null without filaments), and what :func:`grace_lightning.measure.cosines` sums, by steps of so many
+pixels; whether there is a picture."""
+
+PATHS = "paths.parquet"  # in X.grace: what files for other programs are made of
+
+THUMBNAIL, THUMBNAIL_SIZE, QUALITY = "thumbnail.jpg", 256, 60  # in X.grace; pixels of its longer side; of JPEG
 
 NOT_OURS = OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
 """What reading ``metadata.json`` may raise if somebody else wrote it."""
@@ -132,8 +144,13 @@ def write_results(
     """
     name, grace = micrograph.name, f"{micrograph.name}.grace"
     with writing(out_dir / name), unfinished_in(out_dir) as unfinished:
-        _write_grace(unfinished / grace, micrograph, findings, record)
-        write_exports(unfinished, micrograph, findings.filaments, export, scale, polarity)
+        _write_grace(unfinished / grace, micrograph, findings, scale, record, export.png)
+        write_exports(unfinished, micrograph, findings.filaments, export, scale)
+        if export.png:
+            figure = figures.overview(micrograph.picture, micrograph.size, findings.filaments, scale, polarity)
+            figure.savefig(unfinished / f"{name}.png", pil_kwargs={"compress_level": COMPRESSION})
+        small = figures.overview(micrograph.picture, micrograph.size, findings.filaments, pixels=THUMBNAIL_SIZE)
+        small.savefig(unfinished / grace / THUMBNAIL, pil_kwargs={"quality": QUALITY})
         sync(unfinished)
         if (out_dir / grace).exists():
             for suffix in set(ALL_SUFFIXES).difference(export.suffixes):
@@ -145,9 +162,17 @@ def write_results(
         put(unfinished / grace, out_dir / grace)
 
 
-def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record: Mapping[str, Any]) -> None:
-    metadata: Config = {"image_filename": micrograph.name, "image_path": micrograph.path}
-    metadata |= {"pixel_size": micrograph.pixel_size, RECORD: dict(record)}
+def _write_grace(
+    path: Path, micrograph: Micrograph, findings: Findings, scale: float, record: Mapping[str, Any], picture: bool
+) -> None:
+    metadata: Config = {"image_filename": micrograph.name, "image_path": micrograph.path, "size": micrograph.size}
+    sums, pairs = (of_filaments.sum(axis=0) for of_filaments in cosines(findings.filaments, scale))
+    found = {
+        "doubt": doubt(findings.node_probability.numpy()) / max(1, len(findings.node_probability)),
+        "width": None if math.isnan(findings.width) else findings.width,
+        **{"step": scale, "cosines": sums.tolist(), "pairs": pairs.tolist(), "picture": picture},
+    }
+    metadata |= {"pixel_size": micrograph.pixel_size, RECORD: dict(record), FOUND: found}
     io.write_grace(
         path,
         findings.graph,
@@ -155,21 +180,19 @@ def _write_grace(path: Path, micrograph: Micrograph, findings: Findings, record:
         node_prediction=_by_label(findings.node_probability),
         edge_prediction=_by_label(findings.edge_probability),
         edge_properties=True,
-        filaments=io.filaments_table(findings.filaments, findings.graph.pos.numpy()),
+        tables={
+            "filaments.parquet": io.filaments_table(findings.filaments, findings.graph.pos.numpy()),
+            PATHS: io.paths_table(findings.filaments),
+        },
     )
-    summary = io.filaments_summary(micrograph.name, findings.filaments, pixel_size=micrograph.pixel_size)
+    summary = filaments_summary(micrograph.name, findings.filaments, scale, pixel_size=micrograph.pixel_size)
     summary.to_csv(path / SUMMARY, index=False, float_format="%.7g")
 
 
 def write_exports(
-    folder: Path,
-    micrograph: Micrograph,
-    found: Sequence[Filament],
-    export: Export,
-    scale: float,
-    polarity: Polarity | None,
+    folder: Path, micrograph: Micrograph, found: Sequence[Filament], export: Export, scale: float
 ) -> None:
-    """Write the files of filaments that are wanted for other programs, and the picture; see :func:`write_results`."""
+    """Write the files of filaments that are wanted for other programs; see :func:`write_results`."""
     filaments, stem, pixel_size = list(found), folder / micrograph.name, micrograph.pixel_size
     if micrograph.from_bottom:  # psi turns with the path
         height = micrograph.size[0]
@@ -189,49 +212,8 @@ def write_exports(
         io.write_cbox(f"{stem}.cbox", table, box_size=export.box_size or 2 * scale)
     if export.box:
         io.write_box_ends(f"{stem}.box", filaments)
-    if export.png:
-        figure = figures.overview(micrograph.picture, micrograph.size, found, scale, polarity)
-        figure.savefig(f"{stem}.png", pil_kwargs={"compress_level": COMPRESSION})
 
 
 def _by_label(probability: Tensor) -> Tensor:
     """Return probabilities by :class:`grace_lightning.graph.Label`, (M, 3), from those of the positive one, (M,)."""
     return torch.stack([1 - probability, probability, torch.zeros_like(probability)], dim=1)
-
-
-def join_summaries(out_dir: Path) -> dict[str, int]:
-    """Write ``filaments.csv`` of all images that are done; return how many filaments each of them has, by name."""
-    header, written = io.filaments_summary("", []).to_csv(index=False), None
-    while written != (tables := _summaries(out_dir)):  # what another process has added meanwhile is not lost
-        with replacing(out_dir / SUMMARY) as unfinished:
-            unfinished.write_text(header + "".join(map("".join, tables.values())), encoding="utf-8")
-        written = tables
-    return {name: len(rows) for name, rows in tables.items()}
-
-
-def _summaries(out_dir: Path) -> dict[str, list[str]]:
-    tables = {}
-    for folder in sorted(out_dir.glob("*.grace")):
-        with suppress(OSError, UnicodeError):  # it is not ours, or another process replaces it just now
-            rows = (folder / SUMMARY).read_text(encoding="utf-8").splitlines(keepends=True)
-            tables[folder.name.removesuffix(".grace")] = rows[1:]
-    return tables
-
-
-def write_relion(out_dir: Path, sources: Sequence[io.Source]) -> None:
-    """Lay out all images that are done for RELION, in ``relion/``; warn of those that it cannot read.
-
-    Images lie where ``sources`` say; others where they lay when they were done.
-    """
-    paths, done = {source.name: source.image for source in sources}, []
-    for folder in sorted(out_dir.glob("*.grace")):
-        with suppress(*NOT_OURS):  # or another process replaces it just now
-            metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-            path = Path(paths.get(folder.stem) or metadata["image_path"])
-            if isinstance(metadata[RECORD], dict):
-                done.append((folder.with_suffix(""), path, metadata["pixel_size"]))
-    left_out = io.write_project(out_dir / "relion", done)
-    if left_out:
-        reasons = some(f"{name}: {reason}" for name, reason in left_out.items())
-        found = f"left out {len(left_out)} of {counted(len(done), 'image')}, which RELION cannot read ({reasons})"
-        warn(f"{out_dir / 'relion'}: {found}")
