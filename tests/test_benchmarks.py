@@ -55,6 +55,9 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
         )
     ],
     "persistence": [("--lengths 300 --samples 5 --images 1 --size 256", ["300 "])],
+    "polymorphs": [
+        (f"--types 2 --images 1 1 {SHORT} {TINY} data.simulation.simulator.size=[192,192]", ["1 ", "2 ", "all"])
+    ],
     "predict": [
         ("--size 192 --detections 20 --images 2", ["one after the other", "grace-predict"]),
         ("--size 192 --detections 20 --images 2 --checkpoint {checkpoint}", ["one after the other", "grace-predict"]),
@@ -64,6 +67,9 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
     "reference": [
         (f"--data roots --models gcn --seeds 0 -- {SHORT} {FEW}", ["logistic regression", "gradient boosting", "gcn"]),
         (f"--data roots --models gat --seeds 0 --split valid -- {SHORT} {FEW}", ["gradient boosting", "gat"]),
+    ],
+    "soak": [
+        ("--images 4 --size 128 --kills 2 --seed 1", ["undisturbed", "killed", "full disk", "went on to the end"])
     ],
     "start": [(f"--data roots --images 1 --seeds 0 -- '{SHORT} {FEW} {TINY}'", ["1 +│ 0"])],
     "suggest": [

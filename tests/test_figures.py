@@ -95,7 +95,7 @@ def test_closed_filaments_are_drawn_closed():
     ring = filament(sample, 3, 4, 5, closed=True)
     truth = Truth([], TruthSource.EDGES)
     left, _ = figures.filaments(sample.image, sample.graph, [ring], truth).axes
-    overview = figures.overview(figures.thumbnail(sample.image), sample.image.shape[1:], [ring]).axes[0]
+    overview = figures.tracing(sample.image.shape[1:], [ring]).axes[0]
     for axes in (left, overview):
         (line,) = axes.collections[0].get_segments()
         assert line.tolist() == sample.graph.pos[[3, 4, 5, 3]].tolist()

@@ -78,7 +78,7 @@ def put(path, content):
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_gives_its_lines(name, tmp_path):
     content, expected = FILES[name]
-    lines, notes = io.read_lines(put(tmp_path / name, content))
+    lines, notes, _ = io.read_lines(put(tmp_path / name, content))
     assert [line.round(3).tolist() for line in lines] == expected
     assert [bool(re.search("no rlnHelicalTubeID; its 4 points are .* ends of 2 straight", note)) for note in notes] == [
         True
@@ -88,7 +88,7 @@ def test_every_format_gives_its_lines(name, tmp_path):
 def test_a_fitted_spline_goes_through_the_points_that_were_clicked(tmp_path):
     corner = [[10.0, 10.0], [50.0, 10.0], [50.0, 50.0]]
     roiwrite(tmp_path / "a.roi", roi(corner, options=ROI_OPTIONS.SPLINE_FIT | ROI_OPTIONS.SUB_PIXEL_RESOLUTION))
-    ((line,), _) = io.read_lines(tmp_path / "a.roi")
+    ((line,), *_) = io.read_lines(tmp_path / "a.roi")
     assert np.abs(line[[0, -1]] - np.array(corner)[[0, -1]]).max() < 1e-6
     assert np.hypot(*(line - corner[1]).T).min() < 1
     assert line[:, 0].max() > 52  # the curve swings past the corner
@@ -99,11 +99,11 @@ def test_what_is_no_line_is_left_out_and_told(tmp_path):
     others = [roi([[1, 2]], ROI_TYPE.POINT), ImagejRoi(roitype=ROI_TYPE.OVAL), straight(ONE)]
     others[2].subtype = ROI_SUBTYPE.ARROW
     roiwrite(tmp_path / "a.zip", [straight(ONE), *others], name=map(str, range(4)))
-    lines, notes = io.read_lines(tmp_path / "a.zip")
+    lines, notes, _ = io.read_lines(tmp_path / "a.zip")
     assert len(lines) == 1
     assert notes == [f"{tmp_path}/a.zip: 3 of 4 ROIs are no lines and were left out: 1 point, 1 oval, 1 arrow"]
     shapes = SHAPES.format(rows("{k},path,{j},{y},{x}", ONE) + "\n1,polygon,0,1,1\n1,polygon,1,2,2")
-    lines, notes = io.read_lines(put(tmp_path / "a.csv", shapes))
+    lines, notes, _ = io.read_lines(put(tmp_path / "a.csv", shapes))
     assert len(lines) == 1
     assert notes == [f"{tmp_path}/a.csv: 1 of 2 shapes are no lines and were left out: 1 polygon"]
 
@@ -170,7 +170,7 @@ def test_which_file_has_the_lines_of_an_image(tmp_path):
 @pytest.mark.shared
 def test_filaments_that_cryolo_traced(shared):
     folder = shared / "data" / "formats" / "cbox" / "filament_cbox_2d"
-    lines, _ = io.read_lines(folder / "ActLifeact_02885.cbox")
+    lines, *_ = io.read_lines(folder / "ActLifeact_02885.cbox")
     assert len(lines) == 4
     assert max(np.hypot(*np.diff(line, axis=0).T).max() for line in lines) < 26  # in order, 25 pixels apart
 
@@ -400,3 +400,25 @@ def test_y_counts_from_the_bottom_in_star_files_of_tiff_images(scene, run):
     (scene / "a.star").write_text(STAR.format("5 49\n55 49\n"))
     assert annotated(scene, run, "snap=false", "detections_format=csv")[0] == 0
     assert io.read_grace("out/a.grace").graph.label("node").tolist() == [1, 1, 1, 0, UNKNOWN]
+
+
+def test_types_of_lines(tmp_path):
+    shapes = "index,shape-type,vertex-index,axis-0,axis-1,type\n0,path,0,1,2,2\n0,path,1,9,2,2\n"
+    typed = {
+        "a.csv": "filament,x,y,type\n0,10,20,2\n0,90,20,2\n1,10,50,\n1,90,50,\n",
+        "b.csv": shapes + "1,line,0,5,5,0\n1,line,1,9,9,0\n",
+        "a.polylines.json": json.dumps({"filaments": [ONE, TWO], "types": [2, 0]}),
+    }
+    for name, content in typed.items():
+        assert io.read_lines(put(tmp_path / name, content)).types == [2, 0], name
+    grouped = [roi(ONE), roi(TWO)]
+    for number, one in enumerate(grouped):
+        one.group = 3 * number
+    roiwrite(tmp_path / "a.zip", grouped)
+    assert io.read_lines(tmp_path / "a.zip").types == [0, 3]
+    roiwrite(tmp_path / "b.roi", grouped[0])
+    assert io.read_lines(tmp_path / "b.roi").types is None
+    for types, message in (([1], "types are not a list of 2 numbers"), ([1, -1], "type -1, expected whole numbers")):
+        bad = put(tmp_path / "b.polylines.json", json.dumps({"filaments": [ONE, TWO], "types": types}))
+        with pytest.raises(InputError, match=message):
+            io.read_lines(bad)

@@ -32,7 +32,8 @@ def test_filaments_summary():
         **{"end_to_end": [100.0, 0], "persistence_length": [np.nan, np.nan], "nearest": [182.843] * 2},
         **{"mean_probability": [0.625, 0.5], "mean_curvature": [0, 0.01], "crossings": [0, 0], "start_x": [200.0, 600]},
         **{"start_y": [300.0, 500], "end_x": [300.0, ring()[-1, 0]], "end_y": [300.0, ring()[-1, 1]]},
-        **{"closed": [False, True], "length_angstrom": [200, 400 * np.pi], "end_to_end_angstrom": [200.0, 0]},
+        **{"closed": [False, True], "type": pd.array([None, None], "Int64"), "type_share": [np.nan, np.nan]},
+        **{"length_angstrom": [200, 400 * np.pi], "end_to_end_angstrom": [200.0, 0]},
         **{"persistence_length_angstrom": [np.nan] * 2, "nearest_angstrom": [2 * 182.843] * 2},
         "mean_curvature_per_angstrom": [0, 0.005],
     }

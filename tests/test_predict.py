@@ -625,7 +625,7 @@ def test_the_linker_is_given_everything_that_the_network_learned():
 def test_filaments_near_each_other_differ_in_colour():
     lines = [np.array([[10.0 * k, 0.0], [10.0 * k, 100.0]]) for k in range(30)]
     none = np.zeros(2, dtype=np.int64)
-    figure = figures.overview(torch.rand(1, 100, 300), (100, 300), [Filament(line, none, none, none) for line in lines])
+    figure = figures.tracing((100, 300), [Filament(line, none, none, none) for line in lines])
     assert figure.get_size_inches().tolist() == pytest.approx([12, 4], abs=1e-4)
     colours = [tuple(c) for c in figure.axes[0].collections[1].get_colors()]
     assert len(set(colours[:12])) == 12
@@ -634,11 +634,10 @@ def test_filaments_near_each_other_differ_in_colour():
 
 
 @pytest.mark.parametrize("image", [torch.zeros(1, 40, 30), torch.rand(1, 1, 500), torch.rand(1, 3000, 10)])
-def test_any_image_can_be_drawn(image, tmp_path):
+def test_any_image_can_be_drawn(image):
     small = figures.thumbnail(image)
     assert max(small.shape) <= 1200
-    figures.overview(small, image.shape[1:], []).savefig(tmp_path / "x.png")
-    assert max(imagecodecs.png_decode((tmp_path / "x.png").read_bytes()).shape) == 1200
+    assert max(figures.overview(small, image.shape[1:], []).size) == 1200
 
 
 @pytest.fixture(scope="module")

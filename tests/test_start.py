@@ -61,12 +61,6 @@ def test_the_width_that_is_typed_is_that_of_the_images(started, capfd):
     assert started(run="other")[CHECKPOINT_KEY]["data"]["scale"] is None  # images like those of the other training
 
 
-def test_images_are_turned_only_if_those_of_the_other_network_were(started):
-    augment = started("augment=default")[CHECKPOINT_KEY]["augment"]  # the other one was trained with augment=none
-    assert augment["random_image_graph_rotate"] is None
-    assert augment["random_xy_translation"]["max_shift"] == pytest.approx(1.0)  # pixels, filaments being 10 wide
-
-
 def test_a_run_that_goes_on_keeps_the_network_and_what_was_estimated(started, tmp_path):
     before = started("data.scale=auto", "data.polarity=auto")[CHECKPOINT_KEY]
     last = f"ckpt_path={tmp_path / 'run' / 'model' / 'last.ckpt'}"

@@ -415,7 +415,13 @@ class _Drawing:
         row = torch.from_numpy(np.concatenate([kept, donor]))
         pos = torch.from_numpy(np.concatenate([self.pos[kept], added]).astype(np.float32))
         embedding = None if graph.embedding is None else graph.embedding[row]
-        whole = Graph(pos, delaunay(pos), confidence=graph.confidence[row], embedding=embedding)
+        whole = Graph(
+            pos,
+            delaunay(pos),
+            node_type=graph.node_type[row],
+            confidence=graph.confidence[row],
+            embedding=embedding,
+        )
         whole = label_by_mask(whole, annotation)
         # Old nodes keep their labels, and edges follow the labels of their ends.
         node = torch.cat([graph.label("node")[kept], whole.label("node")[len(kept) :]])

@@ -42,14 +42,16 @@ from grace_lightning.splits import Dealt, cut_in_two, deal
 
 Hops = int | Literal["whole"]
 
+MOST_TYPES = 100
+
 
 class GraphData(Labelled, Data):
     """An image with its graph as the network takes it, or a batch of images.
 
     Holds ``pixels`` (all images in one row), ``pos`` (N, 2), ``edge_index`` (2, E) with each undirected edge once,
-    ``edge_attr`` (E, 15), see :func:`grace_lightning.graph.encode_geometry`, ``node_label`` (N, 4) and ``edge_label``
-    (E, 2), see :class:`grace_lightning.graph.Graph`. If the network is to see neighbourhoods, also the ``member_*`` of
-    :class:`grace_lightning.graph.Subgraphs`.
+    ``edge_attr`` (E, 15), see :func:`grace_lightning.graph.encode_geometry`, ``node_label`` (N, 4), ``edge_label``
+    (E, 2) and ``node_type`` (N,), see :class:`grace_lightning.graph.Graph`. If the network is to see neighbourhoods,
+    also the ``member_*`` of :class:`grace_lightning.graph.Subgraphs`.
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -137,6 +139,7 @@ def graph_data(
         edge_attr=encode_geometry(edge_geometry(graph.pos, graph.edges)),
         node_label=graph.node_label,
         edge_label=graph.edge_label,
+        node_type=graph.node_type,
         pos=graph.pos,
         num_nodes=graph.num_nodes,
         name=sample.name,
@@ -256,6 +259,7 @@ class GraceDataset(Dataset[GraphData]):
             data.counted = (0,)
             data.node_label = torch.full_like(data.node_label, Label.UNKNOWN)
             data.edge_label = torch.full_like(data.edge_label, Label.UNKNOWN)
+            data.node_type = torch.zeros_like(data.node_type)
         return data
 
 
@@ -282,6 +286,7 @@ class GraceDataModule(pl.LightningDataModule):
     max_gib : GiB that an image may unpack to
     keep_node_unknown_labels, keep_edge_unknown_labels : leave UNKNOWN out of loss and metrics, or count it as
         negative; None: as the annotation says
+    num_classes : how many types of filaments the annotation tells apart; None: types are not learned
     num_hops : the network sees this neighbourhood of each node, or the ``whole`` graph
     connection : ``spiderweb`` keeps all edges of a neighbourhood, ``fireworks`` those that touch its centre
     cache_gib : GiB of memory for samples that are kept between epochs
@@ -314,6 +319,7 @@ class GraceDataModule(pl.LightningDataModule):
         max_gib: float = MAX_GIB,
         keep_node_unknown_labels: bool | None = None,
         keep_edge_unknown_labels: bool | None = None,
+        num_classes: int | None = None,
         num_hops: Hops = "whole",
         connection: Connection = "spiderweb",
         cache_gib: float = 4.0,
@@ -322,6 +328,8 @@ class GraceDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"data.batch_size: {batch_size}, expected 1 image or more")
+        if num_classes is not None and not 2 <= num_classes <= MOST_TYPES:
+            raise InputError(f"data.num_classes: {num_classes}, expected 2 to {MOST_TYPES} types, or null")
         if num_hops != "whole" and num_hops < 1:
             raise InputError(f"data.num_hops: {num_hops}, expected 1 or more, or 'whole'")
         if isinstance(scale, int | float) and not 0 < scale < inf:
@@ -343,6 +351,7 @@ class GraceDataModule(pl.LightningDataModule):
             keep_node_unknown_labels=keep_node_unknown_labels,
             keep_edge_unknown_labels=keep_edge_unknown_labels,
         )
+        self.num_classes = num_classes
         self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
         self.simulation = simulation
         self.kept: dict[tuple[Source, str], Sample] = {}
@@ -436,6 +445,9 @@ class GraceDataModule(pl.LightningDataModule):
         sample = self.read_files(source)
         if source not in self.digests:
             self.digests[source] = _digest(sample)
+        highest = int(sample.graph.node_type.max()) if len(sample.graph.node_type) else 0
+        if self.num_classes and highest > self.num_classes:
+            raise InputError(f"{source.grace}: a filament of type {highest}, but data.num_classes={self.num_classes}")
         annotation = sample.annotation
         if annotation is not None:  # in two bytes, if the numbers and those of as many pasted copies fit
             annotation = annotation.to(torch.int16 if annotation.max() < 2**14 else torch.int32)
@@ -450,6 +462,10 @@ class GraceDataModule(pl.LightningDataModule):
             self.room -= size
             self.kept[key] = sample
         return sample
+
+    def read_again(self, name: str) -> int:
+        """Return how many images of a set, all of which were read, did not fit into ``cache_gib``."""
+        return sum((source, name if source in self.cut else "") not in self.kept for source in self.sources[name])
 
     def _of_filaments(self, source: Source, sample: Sample) -> tuple[float | None, Polarity | None]:
         """Return how wide filaments are in an image, pixels, and what they are."""

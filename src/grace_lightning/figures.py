@@ -1,4 +1,4 @@
-"""Pictures; every function that draws returns a Figure. The only module that imports matplotlib."""
+"""Pictures; functions that draw return a Figure or an Image. The only module that imports matplotlib."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -298,16 +298,12 @@ def overview(
     scale: float | None = None,
     polarity: str | None = None,
     pixels: int = MAX_PIXELS,
-) -> Figure:
-    """Draw filaments on the micrograph, its contrast stretched; filaments near each other differ in colour.
+) -> Image.Image:
+    """Draw filaments on the micrograph, its contrast stretched, as a picture of so many ``pixels`` on its longer side.
 
-    The image is a :func:`thumbnail` (1, h, w); the micrograph's ``size`` is (H, W) pixels. If ``scale`` is given, the
-    width of a filament in pixels, a bar in a corner is as long, and says so, and whether filaments are dark or bright.
-    The picture has so many ``pixels`` on its longer side.
+    The image is a :func:`thumbnail` (1, h, w); the other arguments are of :func:`tracing`.
     """
     image = thumbnail(image, pixels)
-    height, width = (max(1, round(side * pixels / max(size))) for side in size)
-    figure = Figure(figsize=(width / 100 + 1e-6, height / 100 + 1e-6), dpi=100)
     # Uneven illumination has more contrast than filaments and would leave these no greys. The background is taken for
     # 16 means along the longer side, and what lies between them. Noise goes by a Gaussian of 1.2 pixels.
     means = _averaged(image, 16 / max(image.shape))
@@ -315,16 +311,33 @@ def overview(
     image = torch.from_numpy(gaussian_filter((image - background).numpy(), (0, 1.2, 1.2), truncate=3))
     low, high = contrast(image)
     grey = image[0].sub(low).mul(255 / (high - low)).clamp(0, 255).numpy().astype(np.uint8)
-    drawn = Image.fromarray(grey).resize((width, height), Image.Resampling.NEAREST)
-    figure.figimage(
-        np.asarray(drawn.convert("RGB")), zorder=-1
-    )  # pixel by pixel; imshow takes twice the time of all the rest
+    drawn = Image.fromarray(_rendered(tracing(size, found, scale, polarity, pixels)))
+    # Matplotlib would take longer for the grey values than for all the rest.
+    below = Image.fromarray(grey).resize(drawn.size, Image.Resampling.NEAREST).convert("RGBA")
+    return Image.alpha_composite(below, drawn).convert("RGB")
+
+
+def tracing(
+    size: Sequence[int],
+    found: Sequence[Filament],
+    scale: float | None = None,
+    polarity: str | None = None,
+    pixels: int = MAX_PIXELS,
+) -> Figure:
+    """Draw filaments on nothing; those near each other differ in colour.
+
+    ``size`` is the micrograph's, (H, W). If ``scale`` is given, the width of a filament in pixels, a bar in a corner is
+    as long, and says so, and whether filaments are dark or bright. The figure's longer side has so many ``pixels``.
+    """
+    height, width = (max(1, round(side * pixels / max(size))) for side in size)
+    figure = Figure(figsize=(width / 100 + 1e-6, height / 100 + 1e-6), dpi=100)
+    figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
     axes.set_axis_off()
-    lines = [_line(filament) for filament in found]
+    paths = [_line(filament) for filament in found]
     colours = _distinct([filament.path for filament in found])
-    axes.add_collection(LineCollection(lines, colors="black", linewidths=3.2, alpha=0.5, capstyle="round"))
-    axes.add_collection(LineCollection(lines, colors=colours, linewidths=1.6, capstyle="round"))
+    axes.add_collection(LineCollection(paths, colors="black", linewidths=3.2, alpha=0.5, capstyle="round"))
+    axes.add_collection(LineCollection(paths, colors=colours, linewidths=1.6, capstyle="round"))
     if scale:
         _draw_scale(axes, size, scale, polarity)
     return figure
@@ -368,9 +381,13 @@ def jpeg(figure: Figure, width: int) -> bytes:
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """Return a figure as it is saved, (H, W, 3), red, green and blue."""
+    return _rendered(figure)[..., :3].copy()
+
+
+def _rendered(figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.asarray(canvas.buffer_rgba())
 
 
 def probability_colours() -> NDArray[np.uint8]:

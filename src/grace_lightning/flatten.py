@@ -49,14 +49,14 @@ def standardise_image(image: Tensor) -> Tensor:
 def flatten_image(image: Tensor, sigma: float) -> Tensor:
     """Remove the local mean and the local standard deviation of an image, (C, H, W) float32.
 
-    Both are averages over a Gaussian of ``sigma`` pixels, taken on the image reduced so that sigma is about 8 pixels.
+    Both are averages over a Gaussian of ``sigma`` pixels, taken on the image reduced so that sigma is about 4 pixels.
     Pixels that are :func:`blank` count in neither, and become zero.
     """
     empty = blank(image)
     image = _standardised(image, empty)  # keeps the squares below well conditioned
     if empty is not None and empty.all():
         return image
-    step = max(1, int(sigma / 8))
+    step = max(1, int(sigma / 4))
     # In place, as most of the time would go into fresh memory for images.
     local_mean = _smooth(image, sigma, step)
     variance = _smooth(image.square(), sigma, step)

@@ -34,6 +34,9 @@ EDGE_HEADS = ("edge", "same_filament")
 HEADS = ("node", "edge", "end", "same_filament", "two_filaments", "three_filaments")
 """All questions that a network answers, in the order in which they are shown."""
 
+TYPE = "filament_type"
+"""One more question about a node, if the annotation tells types of filaments apart: on which is it?"""
+
 
 class Label(IntEnum):
     """Answer to a question about a node or an edge."""
@@ -71,6 +74,7 @@ class Graph(Labelled):
     edges : (2, E) int64, node numbers, first < second, no edge twice
     node_label : (N, 4) int64, see :class:`Label`, one column for each of :data:`NODE_HEADS`; UNKNOWN if not given
     edge_label : (E, 2) int64, one column for each of :data:`EDGE_HEADS`; UNKNOWN if not given
+    node_type : (N,) int64, the type of the filament that a node lies on, from 1; 0 if it is not known
     confidence : (N,) float32, the detector's score; 1 if not given
     embedding : (N, F) float32 or None, features made elsewhere
     """
@@ -79,6 +83,7 @@ class Graph(Labelled):
     edges: Tensor
     node_label: Tensor = _NOT_GIVEN
     edge_label: Tensor = _NOT_GIVEN
+    node_type: Tensor = _NOT_GIVEN
     confidence: Tensor = _NOT_GIVEN
     embedding: Tensor | None = None
 
@@ -86,6 +91,7 @@ class Graph(Labelled):
         defaults = {
             "node_label": torch.full((self.num_nodes, len(NODE_HEADS)), Label.UNKNOWN.value),
             "edge_label": torch.full((self.num_edges, len(EDGE_HEADS)), Label.UNKNOWN.value),
+            "node_type": torch.zeros(self.num_nodes, dtype=torch.int64),
             "confidence": torch.ones(self.num_nodes),
         }
         for name, default in defaults.items():
@@ -118,6 +124,7 @@ class Graph(Labelled):
             edges=number[self.edges[:, inside]],
             node_label=self.node_label[keep],
             edge_label=self.edge_label[inside],
+            node_type=self.node_type[keep],
             confidence=self.confidence[keep],
             embedding=None if self.embedding is None else self.embedding[keep],
         )
@@ -175,6 +182,7 @@ class Filament:
     node : (P,) int64, the detection that each point of the path is; where a filament crosses itself, one comes twice
     members : (M,) int64, the detections on the path and those beside it, in order along the filament
     closed : whether the last point of the path is joined to the first, which is not repeated
+    type, type_share : the type of most points of the path, from 1, 0 if the network knows none, and their share
     """
 
     path: NDArray[np.float32]
@@ -182,6 +190,8 @@ class Filament:
     node: Ints
     members: Ints
     closed: bool = False
+    type: int = 0
+    type_share: float = 0.0
 
 
 def inside_image(pos: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -120,6 +120,8 @@ def filaments_summary(
             "crossings": crossings,
             **{"start_x": start_x, "start_y": start_y, "end_x": end_x, "end_y": end_y},
             "closed": [filament.closed for filament in filaments],
+            "type": pd.array([filament.type or None for filament in filaments], dtype="Int64"),
+            "type_share": [filament.type_share if filament.type else np.nan for filament in filaments],
             **{f"{name}_angstrom": values * unit for name, values in lengths.items()},
             "mean_curvature_per_angstrom": curvature / unit,
         }

@@ -1,11 +1,13 @@
 """Networks over graphs: features of nodes and edges in, logits of every head out.
 
 A network takes the features of nodes (N, F) float32, edges (2, E) int64, each undirected edge once, and the features
-of edges (E, G) float32. It returns logits, (N, 2) or (E, 2) float32, by the names of :data:`.graph.HEADS`.
+of edges (E, G) float32. It returns logits, (N, 2) or (E, 2) float32, by the names of :data:`.graph.HEADS`;
+of ``filament_type``, (N, types).
 Messages pass both ways, and no head of an edge knows which end is which.
 
 Keys that they share: ``node_features`` and ``edge_features`` (F and G, given at run time), ``hidden`` (widths of the
-states), ``dense`` (widths of the hidden layers of all heads), ``dropout`` (fraction).
+states), ``dense`` (widths of the hidden layers of all heads), ``dropout`` (fraction), ``types`` (of filaments, which a
+head of its own tells apart; None or 0 for no such head).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv, GCNConv
 
 from grace_lightning.errors import InputError, expect_range, expect_widths
-from grace_lightning.graph import EDGE_HEADS, HEADS
+from grace_lightning.graph import EDGE_HEADS, HEADS, TYPE
 
 
 def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
@@ -29,9 +31,12 @@ def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 class _Heads(nn.ModuleDict):
-    def __init__(self, build: Callable[[list[int]], nn.Module], node: int, edge: int, dense: Sequence[int]) -> None:
+    def __init__(
+        self, build: Callable[[list[int]], nn.Module], node: int, edge: int, dense: Sequence[int], types: int | None
+    ) -> None:
         sizes = {name: 2 * node + edge if name in EDGE_HEADS else node for name in HEADS}
-        super().__init__({name: build([size, *dense, 2]) for name, size in sizes.items()})
+        heads = {name: build([size, *dense, 2]) for name, size in sizes.items()}
+        super().__init__(heads | ({TYPE: build([node, *dense, types])} if types else {}))
 
     def forward(self, h: Tensor, edges: Tensor, edge_h: Tensor) -> dict[str, Tensor]:
         around = torch.cat([pair(h, edges), edge_h], dim=1)
@@ -98,6 +103,7 @@ class GCN(nn.Module):
         hidden: Sequence[int] = (64, 64, 64),
         dense: Sequence[int] = (64,),
         dropout: float = 0.1,
+        types: int | None = None,
     ) -> None:
         super().__init__()
         _check(hidden, dense, dropout)
@@ -110,7 +116,7 @@ class GCN(nn.Module):
             for before, after in pairwise([first, *hidden])
         )
         self.node_norm = nn.LayerNorm(last)
-        self.heads = _Heads(partial(mlp, dropout=dropout), last, first, dense)
+        self.heads = _Heads(partial(mlp, dropout=dropout), last, first, dense, types)
 
     def _convolution(self, before: int, after: int, edge_features: int) -> nn.Module:
         return _GatedConv(before, after, edge_features)
@@ -138,9 +144,10 @@ class GAT(GCN):
         dense: Sequence[int] = (64,),
         heads: int = 4,
         dropout: float = 0.1,
+        types: int | None = None,
     ) -> None:
         self.attention_heads = heads
-        super().__init__(node_features, edge_features, hidden, dense, dropout)
+        super().__init__(node_features, edge_features, hidden, dense, dropout, types)
 
     def _convolution(self, before: int, after: int, edge_features: int) -> nn.Module:
         heads = self.attention_heads
@@ -163,6 +170,7 @@ class MPNN(nn.Module):
         rounds: int = 4,
         dense: Sequence[int] = (64,),
         dropout: float = 0.1,
+        types: int | None = None,
     ) -> None:
         super().__init__()
         _check([hidden], dense, dropout)
@@ -175,7 +183,7 @@ class MPNN(nn.Module):
 
         sizes = [3 * hidden, hidden, hidden]
         self.edge_updates, self.node_updates = (nn.ModuleList(normed(sizes) for _ in range(rounds)) for _ in range(2))
-        self.heads = _Heads(normed, hidden, hidden, dense)
+        self.heads = _Heads(normed, hidden, hidden, dense, types)
 
     def forward(self, x: Tensor, edges: Tensor, edge_x: Tensor) -> dict[str, Tensor]:
         h, edge_h = self.node_encoder(x), self.edge_encoder(edge_x)

@@ -22,7 +22,7 @@ from grace_lightning.data import GraphData
 from grace_lightning.errors import InputError, InputWarning, LossError
 from grace_lightning.features import Features
 from grace_lightning.files import some
-from grace_lightning.graph import EDGE_HEADS, HEADS, Label
+from grace_lightning.graph import EDGE_HEADS, HEADS, TYPE, Label
 from grace_lightning.metrics import EpochOutcomes, classification, fit_temperature
 
 CHECKPOINT_KEY = "grace_lightning"
@@ -41,8 +41,8 @@ class GraceModule(pl.LightningModule):
     network : turns these and the edges into logits (N, 2) or (E, 2) by head; a network may lack heads
     optimizer : makes the optimiser from the parameters; not needed for prediction
     scheduler : makes the learning rate schedule from the optimiser, stepped once per epoch; None keeps the rate
-    node_weight, edge_weight, end_weight, same_filament_weight, two_filaments_weight, three_filaments_weight : of the
-        heads' cross-entropies in the loss
+    node_weight, edge_weight, end_weight, same_filament_weight, two_filaments_weight, three_filaments_weight,
+    type_weight : of the heads' cross-entropies in the loss
     class_weights : ``balanced`` weighs classes inversely to their frequency in the training set; None equally
     config : the resolved configuration, plain containers, kept in the checkpoint
     augment : applied to patches in training
@@ -65,6 +65,7 @@ class GraceModule(pl.LightningModule):
         same_filament_weight: float = 0.5,
         two_filaments_weight: float = 1.0,
         three_filaments_weight: float = 0.5,
+        type_weight: float = 0.5,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
@@ -79,6 +80,7 @@ class GraceModule(pl.LightningModule):
             "same_filament": same_filament_weight,
             "two_filaments": two_filaments_weight,
             "three_filaments": three_filaments_weight,
+            TYPE: type_weight,
         }
         self.class_weights, self.config, self.augment = class_weights, config or {}, augment
         self.register_buffer("node_class_weight", torch.ones(2))
@@ -92,16 +94,20 @@ class GraceModule(pl.LightningModule):
         self._outcomes = nn.ModuleDict(
             {f"{stage}_{head}": EpochOutcomes() for stage in ("train", "valid") for head in HEADS}
         )
+        self._types: dict[str, list[Tensor]] = {"train": [], "valid": []}  # of each step: right ones, known ones
         self._gradient_norms: list[Tensor] = []  # on the device, which is not waited for before the epoch's end
         self._start, self._rate = 0.0, 0.0
 
     def fit_to(self, graphs: Iterable[GraphData]) -> None:
         """Take the scale of the features and the class weights from the training set, not augmented."""
-        by_label, names = torch.zeros(len(HEADS), len(Label), dtype=torch.int64), []
+        by_label, names, typed = torch.zeros(len(HEADS), len(Label), dtype=torch.int64), [], 0
         for data in graphs:
             self.features.fit(data)
             by_label += torch.stack([torch.bincount(data.label(head), minlength=len(Label)) for head in HEADS])
             names += data.names
+            typed += int((data.node_type > 0).sum())
+        if not typed and TYPE in cast(nn.ModuleDict, getattr(self.network, "heads", {})):
+            raise InputError("data.num_classes: types are to be learned, but no annotated filament has one")
         for head, what in {"node": "detections", "edge": "edges"}.items():
             negative, positive, unknown = by_label[HEADS.index(head)].tolist()
             if not (negative and positive):
@@ -137,15 +143,19 @@ class GraceModule(pl.LightningModule):
     def probabilities(self, data: GraphData) -> dict[str, Tensor]:
         """Return the calibrated probabilities of one image by head, (N,) or (E,) float32, on the CPU.
 
-        ``node`` and ``edge`` are always there, other heads only if the training set had both of their classes.
+        ``node`` and ``edge`` are always there, other heads only if the training set had both of their classes. Of
+        ``filament_type``, if it was learned, (N, types).
         """
+        logits = self(data)
+        types = logits.pop(TYPE, None)
         temperature = dict(zip(HEADS, self.temperature, strict=True))
         learned = dict(zip(HEADS, self.learned.tolist(), strict=True)) | {"node": True, "edge": True}
-        return {
-            head: torch.sigmoid(margin(logits) / temperature[head]).cpu()
-            for head, logits in self(data).items()
+        said = {
+            head: torch.sigmoid(margin(values) / temperature[head]).cpu()
+            for head, values in logits.items()
             if learned[head]
         }
+        return said if types is None else said | {TYPE: types.softmax(dim=1).cpu()}
 
     def node_states(self, data: GraphData) -> Tensor:
         """Return what the head ``node`` is given of each node, (N, F)."""
@@ -169,11 +179,18 @@ class GraceModule(pl.LightningModule):
 
     def _step(self, data: GraphData, stage: str) -> Tensor:
         logits = self(data)
+        types = logits.pop(TYPE, None)
         weights = dict.fromkeys(EDGE_HEADS, self.edge_class_weight) | {"node": self.node_class_weight}
         parts = [summed_cross_entropy(logits[head], data.label(head), weights.get(head)) for head in logits]
         # A mean over the images of all processes: then the mean of their gradients is that of one large batch.
+        if types is not None:
+            target = data.node_type - 1
+            total = functional.cross_entropy(types, target, ignore_index=-1, reduction="sum")
+            parts.append((total, (target >= 0).sum().to(total.dtype)))
+            self._types[stage].append(torch.stack([(types.argmax(dim=1) == target).sum(), (target >= 0).sum()]))
         known = self._mean_over_processes(torch.stack([count for _, count in parts])).clamp(min=1e-12)
-        losses = {head: total / count for head, (total, _), count in zip(logits, parts, known, strict=True)}
+        heads = [*logits, *([] if types is None else [TYPE])]
+        losses = {head: total / count for head, (total, _), count in zip(heads, parts, known, strict=True)}
         loss = torch.stack([self.loss_weight[head] * value for head, value in losses.items()]).sum()
         for head, value in logits.items():
             self._outcome(stage, head).update(margin(value.detach()), data.label(head))
@@ -309,6 +326,10 @@ class GraceModule(pl.LightningModule):
         self.log(f"{stage}/loss", means[0], prog_bar=True, sync_dist=True)
         losses = {f"{stage}/{head}_loss": means[1 + HEADS.index(head)] for head in self._heads(stage)}
         self.log_dict(losses, sync_dist=True)
+        if self._types[stage]:
+            right, known = self._mean_over_processes(torch.stack(self._types[stage]).sum(dim=0).float())
+            self.log(f"{stage}/type_accuracy", right / known.clamp(min=1e-12), sync_dist=True)
+            self._types[stage].clear()
         self.log("step", float(self.current_epoch), sync_dist=True)  # Lightning's name for the loggers' x axis
 
     def _expect_finite_losses(self, stage: str, since: int = 0) -> None:

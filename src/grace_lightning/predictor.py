@@ -29,6 +29,7 @@ from grace_lightning.features.crops import node_patches
 from grace_lightning.graph import (
     HEADS,
     NODE_HEADS,
+    TYPE,
     Filament,
     Graph,
     Ints,
@@ -221,7 +222,8 @@ class Predictor(nn.Module):
             for head, parts in by_head.items()
             if parts
         }
-        return {
+        types = {TYPE: torch.stack([part[TYPE] for part in said]).mean(dim=0)} if all(TYPE in p for p in said) else {}
+        return types | {
             head: torch.where(shown if head in NODE_HEADS else shown[edges].all(dim=0), probability, 0.0)
             for head, probability in mean.items()
         }
@@ -238,6 +240,8 @@ class Predictor(nn.Module):
         order = np.lexsort((rows[place] != torch.arange(len(place)), place))
         start = np.concatenate([[0], np.cumsum(np.bincount(place.numpy(), minlength=graph.num_nodes))])
         filaments = self.link(graph, said)
+        if TYPE in said:
+            filaments = [_typed(filament, said[TYPE].argmax(dim=1).numpy() + 1) for filament in filaments]
         ((image, _, _),) = prepared.data[0].images()
         seen = self.networks[0].features.scale / self.scale
         paths = [(filament.path + 0.5) * seen - 0.5 for filament in filaments]
@@ -302,6 +306,12 @@ def link_filaments(linker: Linker, graph: Graph, probabilities: Probabilities) -
         probabilities.get("end"),
         torch.stack(further, dim=1) if further else None,
     )
+
+
+def _typed(filament: Filament, node_type: Ints) -> Filament:
+    """Give a filament the type of most of its nodes, from the types of all nodes (M,), from 1."""
+    number = np.bincount(node_type[filament.node])
+    return replace(filament, type=int(number.argmax()), type_share=float(number.max() / number.sum()))
 
 
 def _of_detections(filament: Filament, order: Ints, start: Ints) -> Filament:

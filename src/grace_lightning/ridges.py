@@ -67,8 +67,8 @@ class RidgeDetector:
             return replace(self, scale=max(found.scale, LEAST_SCALE), polarity=found.polarity)(image)
         width = WIDER * self.scale
         step = max(1, int(width / 6))  # six pixels a width place the centre to a fraction of a pixel
-        flat = flatten_image(image, 2 * width)  # slow changes go, filaments stay
-        reduced = functional.avg_pool2d(flat, step, ceil_mode=True, count_include_pad=False)[0].numpy()
+        few = functional.avg_pool2d(image, step, ceil_mode=True, count_include_pad=False)
+        reduced = flatten_image(few, 2 * width / step)[0].numpy()  # slow changes go, filaments stay
         empty = blank(image)
         shown = np.ones(reduced.shape, np.bool_)
         if empty is not None:
@@ -98,10 +98,11 @@ def ridge_filter(image: Floats, scale: float, shown: Bools) -> tuple[Floats, Flo
     image is not ``shown`` (H, W) the height is 0, and the answer does not count.
     """
     height, direction, spread = np.full(image.shape, -np.inf, np.float32), np.zeros(image.shape, np.float32), 0.0
+    seen = ... if shown.all() else shown
     for angle, answer in directed_answers(image, scale):
-        spread += noise_of(answer[shown]) / ORIENTATIONS
-        higher = answer > height
-        height[higher], direction[higher] = answer[higher], angle
+        spread += noise_of(answer[seen]) / ORIENTATIONS
+        np.copyto(direction, angle, where=answer > height)
+        np.maximum(height, answer, out=height)
     return np.where(shown, height / max(spread, 1e-12), 0), direction
 
 

@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import asin, ceil, inf, pi
 from pathlib import Path
@@ -33,7 +33,7 @@ from grace_lightning.graph import Floats, Ints, Label, Sample, from_detections, 
 from grace_lightning.io import write_detections, write_grace
 from grace_lightning.raster import Bools
 from grace_lightning.stopping import until_stopped
-from grace_lightning.truth import label_by_mask, with_truth
+from grace_lightning.truth import label_by_mask, type_of_nodes, with_truth
 
 Image = NDArray[np.float32]
 
@@ -309,6 +309,7 @@ class Simulator:
     p_touching: float = 0.15  # probability that a filament runs along the previous one, unless that runs along another
     scale: float = 20.0  # width of a filament
     period: float = 40.0  # of the texture along a filament; its two strands cross once a period
+    types: int = 1  # of filaments, of which each has one; whose periods are 1, 4, 16, ... times as long
     snr: float = 0.1  # mean square contrast of a filament over the variance of the noise (which is 1)
     defocus: float = 2.0  # micrometres; the more, the stronger the fringes
     pixel_size: float = 4.0  # Angstrom
@@ -327,6 +328,7 @@ class Simulator:
         expect("scale", "2 pixels to an eighth of the shorter side", lambda v: 2 <= v <= min(self.size) / 8)
         expect("period spacing", "1 pixel or more", lambda v: 1 <= v < inf)
         expect("snr pixel_size", "more than 0", lambda v: 0 < v < inf)
+        expect("types", "1 to 6 types", lambda v: 1 <= v <= 6)
         expect("num_filaments num_blobs false_detections", "0 or more", lambda v: v >= 0)
         expect("defocus background jitter", "0 or more", lambda v: 0 <= v < inf)
         expect("p_touching p_carbon p_missing", "a probability from 0 to 1", lambda v: 0 <= v <= 1)
@@ -334,12 +336,17 @@ class Simulator:
     def __call__(self, name: str, generator: Generator) -> Simulation:
         """Draw one micrograph, the same to the bit for the same state of ``generator``."""
         lines = lay_lines(self._size, self.scale, self.num_filaments, self.shapes, self.p_touching, generator)
-        image, annotation, rims = self._draw(lines, generator)
+        types = np.ones(len(lines), np.int64)
+        if self.types > 1:
+            types += torch.randint(self.types, (len(lines),), generator=generator).numpy()
+        image, annotation, rims = self._draw(lines, self.period * 4.0 ** (types - 1), generator)
         graph = label_by_mask(from_detections(self._detect(lines, rims, generator))[0], annotation)
         positive = (graph.label("node") == Label.TRUE_POSITIVE).numpy()
         near = [KDTree(line).query(graph.pos.numpy())[0] <= self.scale / 2 for line in lines]
         instances = {str(number): np.flatnonzero(positive & nodes) for number, nodes in enumerate(near, start=1)}
         metadata = {"image_filename": name, "pixel_size": self.pixel_size}
+        if self.types > 1:
+            graph = replace(graph, node_type=type_of_nodes(graph.num_nodes, instances.values(), types.tolist()))
         sample = Sample(name, image[None], graph, annotation, metadata=metadata)
         return Simulation(with_truth(sample, instances), instances, lines)
 
@@ -347,15 +354,17 @@ class Simulator:
     def _size(self) -> tuple[int, int]:
         return self.size[0], self.size[1]
 
-    def _draw(self, lines: list[Floats], generator: Generator) -> tuple[Tensor, Tensor, Floats]:
+    def _draw(
+        self, lines: list[Floats], periods: NDArray[np.floating], generator: Generator
+    ) -> tuple[Tensor, Tensor, Floats]:
         """Draw the image and the annotation, (H, W), and return them with points on rims, (any, 2)."""
         height, width = self._size
         shape = fft.next_fast_len(height + 2 * MARGIN, real=True), fft.next_fast_len(width + 2 * MARGIN, real=True)
         canvas, numbers = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.int32)
         film, rims = np.zeros((1, 1), dtype=np.float32), [np.zeros((0, 2))]
         strength = self._strength()
-        for number, line in enumerate(lines, start=1):  # later ones lie over earlier ones
-            numbers[draw_filament(canvas, line, self.scale, self.period, strength, generator)] = number
+        for number, (line, period) in enumerate(zip(lines, periods, strict=True), start=1):  # later ones lie on top
+            numbers[draw_filament(canvas, line, self.scale, period, strength, generator)] = number
         for _ in range(self.num_blobs):
             centre = uniform(2, generator=generator) * (width, height)
             rims.append(draw_blob(canvas, centre, self.scale, self.spacing, generator))

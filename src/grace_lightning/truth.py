@@ -1,6 +1,6 @@
 """What an annotation says about a graph: labels for every head, and the true filaments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -63,6 +63,19 @@ def nodes_of_lines(graph: Graph, lines: Sequence[Floats], scale: float) -> dict[
     pos, reach = graph.pos.numpy().astype(np.float64)[node], scale / 2
     away = [KDTree(dense(line)).query(pos, distance_upper_bound=np.nextafter(reach, np.inf))[0] for line in lines]
     return {str(number): node[np.isfinite(distance)] for number, distance in enumerate(away, start=1)}
+
+
+def type_of_nodes(num_nodes: int, filaments: Iterable[Ints], types: Sequence[int]) -> Tensor:
+    """Return the type of the filament that each node lies on, (N,) int64; 0 without one, or with several of them.
+
+    From the nodes and the type of each filament, 0 if it is not known.
+    """
+    node_type = torch.zeros(num_nodes, dtype=torch.int64)
+    several = torch.zeros(num_nodes, dtype=torch.bool)
+    for nodes, number in zip(filaments, types, strict=True):
+        several[nodes] |= (node_type[nodes] > 0) & (node_type[nodes] != number)
+        node_type[nodes] = number
+    return node_type.masked_fill(several, 0)
 
 
 def with_unknown(graph: Graph, annotation: Tensor, *, reach: float | None, ignored: Tensor | None) -> Graph:

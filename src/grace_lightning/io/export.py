@@ -28,10 +28,11 @@ def segments(filaments: Sequence[Filament], *, pixel_size: float, spacing: float
 
     From ``pixel_size``, Angstrom per pixel, and ``spacing``, Angstrom along the filament (RELION's inter-box distance).
     Columns: ``filament`` from 0; ``x``, ``y`` pixels; ``psi``, degrees, the angle in the plane as RELION counts it;
-    ``track_length``, Angstrom: 0, spacing, 2 spacing, ...; ``confidence``: the score, interpolated between the nodes.
+    ``track_length``, Angstrom: 0, spacing, 2 spacing, ...; ``confidence``: the score, interpolated between the nodes;
+    ``type`` of the filament, 0 if none is known.
     """
-    names = ("filament", "x", "y", "psi", "track_length", "confidence")
-    tables = [pd.DataFrame(columns=names, dtype=np.float64).astype({"filament": np.int64})]
+    names = ("filament", "x", "y", "psi", "track_length", "confidence", "type")
+    tables = [pd.DataFrame(columns=names, dtype=np.float64).astype({"filament": np.int64, "type": np.int64})]
     for number, filament in enumerate(filaments):
         curve = smooth_curve(filament)
         steps = int(curve.arc[-1] / (spacing / pixel_size) + 1e-9)
@@ -43,7 +44,7 @@ def segments(filaments: Sequence[Filament], *, pixel_size: float, spacing: float
         # its amyloid picker (src/autopicker.cpp) agrees.
         dx, dy = curve.spline(time, 1).T
         psi = -np.degrees(np.arctan2(dy, dx)) + 0.0  # not -0.0
-        columns = (number, *curve.spline(time).T, psi, track * float(spacing), confidence)
+        columns = (number, *curve.spline(time).T, psi, track * float(spacing), confidence, filament.type)
         tables.append(pd.DataFrame(dict(zip(names, columns, strict=True))))
     return pd.concat(tables, ignore_index=True)
 
@@ -70,6 +71,7 @@ def write_star(path: str | Path, table: pd.DataFrame, micrograph: str) -> None:
         **({"rlnHelicalTrackLengthAngst": table["track_length"]} if "track_length" in table else {}),
         "rlnAnglePsiFlipRatio": 0.5,
         "rlnAutopickFigureOfMerit": table["confidence"],
+        **({"rlnParticleSelectionType": table["type"]} if "type" in table and table["type"].any() else {}),
     }
     plain = re.fullmatch(r"(?!_|(data|loop|save|stop|global)_)[^\s#;]+", micrograph)
     write_blocks(path, pd.DataFrame(columns), quote_all_strings=not plain)
@@ -132,9 +134,10 @@ def filaments_table(filaments: Sequence[Filament], pos: NDArray[np.floating]) ->
 
 
 def paths_table(filaments: Sequence[Filament]) -> pd.DataFrame:
-    """Return the rows of ``paths.parquet``, one for each point of a path: what the files of other programs are made of.
+    """Return the rows of ``paths.parquet``, one for each point of a path, of which other programs' files are made.
 
-    Columns: ``filament`` from 0 and ``node``, int64; ``x``, ``y``, pixels, and ``score``, float32; ``closed``, bool.
+    Columns: ``filament`` from 0 and ``node``, int64; ``x``, ``y``, pixels, and ``score``, float32; of the filament
+    ``closed``, bool, ``type``, int64, and ``type_share``, float64.
     """
     number = np.repeat(np.arange(len(filaments)), [len(filament.path) for filament in filaments])
     columns = {"node": np.int64, "score": np.float32}
@@ -143,14 +146,15 @@ def paths_table(filaments: Sequence[Filament]) -> pd.DataFrame:
         for name, dtype in columns.items()
     }
     x, y = np.concatenate([np.zeros((0, 2), np.float32), *(filament.path for filament in filaments)]).T
-    closed = np.array([filament.closed for filament in filaments], dtype=bool)[number]
-    return pd.DataFrame({"filament": number, **joined, "x": x, "y": y, "closed": closed})
+    kinds = {"closed": bool, "type": np.int64, "type_share": np.float64}
+    whole = {name: np.array([getattr(f, name) for f in filaments], dtype)[number] for name, dtype in kinds.items()}
+    return pd.DataFrame({"filament": number, **joined, "x": x, "y": y, **whole})
 
 
 def read_paths(path: Path) -> list[Filament]:
     """Return the filaments of a ``paths.parquet``, in their order; of members, those on the path."""
     with reading(path, "paths that grace-predict wrote"):
-        table = pd.read_parquet(path, columns=["filament", "node", "score", "x", "y", "closed"])
+        table = pd.read_parquet(path, columns=["filament", "node", "score", "x", "y", "closed", "type", "type_share"])
         return [
             Filament(
                 rows[["x", "y"]].to_numpy(np.float32),
@@ -158,6 +162,8 @@ def read_paths(path: Path) -> list[Filament]:
                 rows["node"].to_numpy(np.int64),
                 rows["node"].to_numpy(np.int64),
                 bool(rows["closed"].iloc[0]),
+                int(rows["type"].iloc[0]),
+                float(rows["type_share"].iloc[0]),
             )
             for _, rows in table.groupby("filament", sort=True)
         ]

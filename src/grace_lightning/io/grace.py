@@ -93,6 +93,8 @@ def write_grace(
     if node_prediction is not None:
         nodes["node_prediction"] = _lists(node_prediction, graph.num_nodes)
     keys, values = (list(EDGE_PROPERTIES), edge_geometry(graph.pos, graph.edges)) if edge_properties else (None, None)
+    if graph.node_type.any():
+        nodes["node_type"] = graph.node_type.numpy()
     edges = {
         **{"source": graph.edges[0].numpy(), "target": graph.edges[1].numpy()},
         "edge_ground_truth": graph.label("edge").numpy(),
@@ -174,11 +176,15 @@ def _labels(path: Path, table: pa.Table, name: str, keep_unknown: bool) -> Tenso
 
 
 def _read_nodes(path: Path, keep_unknown: bool, max_gib: float) -> tuple[dict[str, Any], Tensor]:
-    table = _read_table(path, ("x", "y", "node_ground_truth"), ("confidence", EMBEDDING), max_gib)
+    table = _read_table(path, ("x", "y", "node_ground_truth"), ("confidence", EMBEDDING, "node_type"), max_gib)
     nodes: dict[str, Any] = {"pos": torch.stack([_finite(path, table, axis) for axis in ("x", "y")], dim=1)}
     given = {name for name in table.column_names if table[name].null_count < len(table)}
     if "confidence" in given:
         nodes["confidence"] = _finite(path, table, "confidence")
+    if "node_type" in given:
+        nodes["node_type"] = _column(path, table, "node_type", pa.int64())
+        expected = "expected a type from 1, or 0 if it is not known"
+        _refuse(path, nodes["node_type"] < 0, lambda row: f"node_type {int(nodes['node_type'][row])}, {expected}")
     if EMBEDDING in given:
         with reading(path, f"a table whose {EMBEDDING} are lists of numbers, all of one length"):
             (length,) = pc.unique(pc.list_value_length(table[EMBEDDING])).to_pylist()

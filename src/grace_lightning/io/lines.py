@@ -40,6 +40,7 @@ class Lines(NamedTuple):
 
     lines: list[Floats]
     notes: list[str]
+    types: list[int] | None = None  # of each line, from 1, 0 if it is not known; None: the file tells none
 
 
 def find_lines(
@@ -89,6 +90,9 @@ def read_lines(
     ``polylines.json``   ``[[[x, y], ...], ...]``, or these as ``{"filaments": ...}``
     ===================  ==============================================================================
 
+    Types of filaments are the groups of ROIs, a column ``type`` in ``.csv``, ``rlnParticleSelectionType``, or
+    ``{"types": [...]}`` in ``polylines.json``.
+
     Of ROIs of a stack, those of ``frame`` are taken if it is an index. ``pixel_size`` is of
     :func:`grace_lightning.io.read_detections`.
     """
@@ -98,18 +102,21 @@ def read_lines(
         raise InputError(f"{path}: not a file of lines by its name, expected {', '.join(LINES_SUFFIXES)}")
     with reading(path, f"lines ({suffix[1:]})"):
         if suffix in (".roi", ".zip"):
-            lines, notes = _read_rois(path, frame, max_gib)
+            found = _read_rois(path, frame, max_gib)
         elif suffix == ".json":
-            lines, notes = _read_json(path, max_gib)
+            found = _read_json(path, max_gib)
         else:
             expect_room(path, path.stat().st_size, max_gib)
             table = read_table(path) if suffix == ".csv" else pd.DataFrame()
             shapes = "shape-type" in table
-            lines, notes = _shapes(path, table) if shapes else _traced(path, pixel_size, max_gib)
-    for number, line in enumerate(lines, 1):
+            found = _shapes(path, table) if shapes else _traced(path, pixel_size, max_gib)
+        types = found.types and [int(number) for number in np.nan_to_num(np.asarray(found.types, np.float64))]
+    for number, line in enumerate(found.lines, 1):
         if line.ndim != 2 or line.shape[1] != 2 or not len(line) or not np.isfinite(line).all():
             raise InputError(f"{path}: line {number} is not a list of finite x and y, expected [[x, y], ...]")
-    return Lines(lines, notes)
+    if types and min(types) < 0:
+        raise InputError(f"{path}: type {min(types)}, expected whole numbers from 1, or 0 if it is not known")
+    return found._replace(types=types if types and any(types) else None)
 
 
 def _left_out(path: Path, what: str, kept: int, others: Counter[str], expected: str) -> list[str]:
@@ -133,15 +140,16 @@ def _read_rois(path: Path, frame: int | str | None, max_gib: float) -> Lines:
         rois = [ImagejRoi.frombytes(path.read_bytes())]
     if isinstance(frame, int):  # ImageJ counts from 1; 0 is every frame
         rois = [roi for roi in rois if roi.position in (0, frame + 1)]
-    lines, others = [], Counter[str]()
+    lines, types, others = [], [], Counter[str]()
     for roi in rois:
         if roi.roitype in DRAWN and roi.subtype != ROI_SUBTYPE.ARROW:
             # Of lines, whole numbers are the centres of pixels, as they are here.
             points = np.asarray(roi.coordinates(), dtype=np.float64)
             lines.append(_fitted(points) if roi.options & ROI_OPTIONS.SPLINE_FIT else points)
+            types.append(int(roi.group))
         else:
             others["arrow" if roi.subtype == ROI_SUBTYPE.ARROW else roi.roitype.name.lower()] += 1
-    return Lines(lines, _left_out(path, "ROI", len(lines), others, "straight, segmented or freehand lines"))
+    return Lines(lines, _left_out(path, "ROI", len(lines), others, "straight, segmented or freehand lines"), types)
 
 
 def _fitted(points: Floats) -> Floats:
@@ -161,7 +169,10 @@ def _read_json(path: Path, max_gib: float) -> Lines:
     lines = content.get("filaments") if isinstance(content, dict) else content
     if not isinstance(lines, list):
         raise InputError(f'{path}: no list of lines, expected [[[x, y], ...], ...] or {{"filaments": [...]}}')
-    return Lines([np.asarray(line, dtype=np.float64) for line in lines], [])
+    types = content.get("types") if isinstance(content, dict) else None
+    if types is not None and (not isinstance(types, list) or len(types) != len(lines)):
+        raise InputError(f"{path}: types are not a list of {len(lines)} numbers, one of each line")
+    return Lines([np.asarray(line, dtype=np.float64) for line in lines], [], types)
 
 
 def _shapes(path: Path, table: pd.DataFrame) -> Lines:
@@ -172,8 +183,10 @@ def _shapes(path: Path, table: pd.DataFrame) -> Lines:
         table = table.sort_values(["index", "vertex-index"], kind="stable")
     drawn = table["shape-type"].isin(["line", "path"])
     others = Counter[str](table[~drawn].groupby("index")["shape-type"].first())
-    lines = [shape[["axis-1", "axis-0"]].to_numpy(np.float64) for _, shape in table[drawn].groupby("index")]
-    return Lines(lines, _left_out(path, "shape", len(lines), others, "shapes of type path or line"))
+    by_shape = table[drawn].groupby("index")
+    lines = [shape[["axis-1", "axis-0"]].to_numpy(np.float64) for _, shape in by_shape]
+    types = by_shape["type"].first().tolist() if "type" in table else None
+    return Lines(lines, _left_out(path, "shape", len(lines), others, "shapes of type path or line"), types)
 
 
 def _traced(path: Path, pixel_size: float | None, max_gib: float) -> Lines:
@@ -194,4 +207,7 @@ def _traced(path: Path, pixel_size: float | None, max_gib: float) -> Lines:
         raise InputError(f"{path}: nothing says which filament each of {len(points)} points is on, expected {said}")
     if "rlnHelicalTrackLengthAngst" in points:
         points = points.sort_values("rlnHelicalTrackLengthAngst", kind="stable")
-    return Lines([line[["x", "y"]].to_numpy(np.float64) for _, line in points.groupby(number)], notes)
+    by_line = points.groupby(number)
+    kind = next((name for name in ("type", "rlnParticleSelectionType") if name in points), None)
+    types = by_line[kind].first().tolist() if kind else None
+    return Lines([line[["x", "y"]].to_numpy(np.float64) for _, line in by_line], notes, types)

@@ -65,7 +65,7 @@ class Reading:
 
         ``shape`` is that of the image, (H, W); it is an error if a line lies outside.
         """
-        lines, notes = read_lines(path, frame=frame, pixel_size=pixel_size, max_gib=self.max_gib)
+        lines, notes, types = read_lines(path, frame=frame, pixel_size=pixel_size, max_gib=self.max_gib)
         if counts_from_bottom(path, image, self.tiff_origin):
             lines = [mirrored(torch.from_numpy(line), shape[0]).numpy() for line in lines]
         size = np.array(shape[::-1])
@@ -74,7 +74,7 @@ class Reading:
             if far or not inside_image(torch.from_numpy(dense(line)), shape).any():
                 lies = f"line {number} lies outside the image of {shape[1]} x {shape[0]} pixels, or reaches far beyond"
                 raise InputError(f"{path}: {lies}; are x and y swapped, or is it another image's file?")
-        return Lines(lines, notes)
+        return Lines(lines, notes, types)
 
 
 def find_images(image_dir: str | Path) -> list[Path]:

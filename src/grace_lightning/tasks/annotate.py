@@ -21,7 +21,7 @@ from grace_lightning.graph import Floats, Graph, Ints, Label, distinct, from_det
 from grace_lightning.ridges import LEAST_SCALE, RidgeDetector, better_fit, snap_to_ridges
 from grace_lightning.stopping import Stopped
 from grace_lightning.tasks.common import each_image, exit_if_failed, expect_keys, look_at, plain
-from grace_lightning.truth import draw_lines, label_by_mask, nodes_of_lines, with_unknown
+from grace_lightning.truth import draw_lines, label_by_mask, nodes_of_lines, type_of_nodes, with_unknown
 
 CLOSE, MANY = 2.0, 0.1
 """If more than this part of an image's detections lie within so many pixels of another one, a warning says so."""
@@ -35,6 +35,7 @@ class Drawing(NamedTuple):
     file: Path
     annotation: Tensor
     lines: list[Floats] | None = None
+    types: list[int] | None = None  # of the lines, if their file tells any
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,13 @@ class _Reader:
         mask = io.read_mask(path, size, frame=self.frame, max_gib=self.reading.max_gib)
         return mask.flip({"y": 0, "x": 1}[self.flip]) if self.flip else mask
 
-    def lines(self, path: Path, image: Path, size: tuple[int, int], pixel_size: float | None) -> list[Floats]:
-        lines, notes = self.reading.lines(path, image, size, frame=self.frame, pixel_size=pixel_size)
-        for note in notes:
+    def lines(self, path: Path, image: Path, size: tuple[int, int], pixel_size: float | None) -> io.Lines:
+        found = self.reading.lines(path, image, size, frame=self.frame, pixel_size=pixel_size)
+        for note in found.notes:
             warnings.warn(note, InputWarning, stacklevel=2)
         axis = "xy".index(self.flip) if self.flip else None
-        return [np.where(np.arange(2) == axis, np.array(size[::-1]) - 1 - line, line) for line in lines]
+        lines = [np.where(np.arange(2) == axis, np.array(size[::-1]) - 1 - line, line) for line in found.lines]
+        return found._replace(lines=lines)
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,18 @@ class _Tracer:
     snap: bool
     moved: list[float] = field(default_factory=list)
 
-    def __call__(self, file: Path, image: Tensor, lines: list[Floats]) -> Drawing:
+    def __call__(self, file: Path, image: Tensor, drawn: io.Lines) -> Drawing:
+        lines = drawn.lines
         length = [float(np.hypot(*np.diff(line, axis=0).T).sum()) for line in lines]
         if short := [line for line, pixels in zip(lines, length, strict=True) if pixels < self.scale]:
             found = f"{len(short)} of {counted(len(lines), 'line')} are shorter than the width of {self.scale:g} pixels"
             warnings.warn(f"{file}: {found} and were left out; {_first(short)}", InputWarning, stacklevel=2)
         lines = [line for line, pixels in zip(lines, length, strict=True) if pixels >= self.scale]
+        types = drawn.types and [kind for kind, pixels in zip(drawn.types, length, strict=True) if pixels >= self.scale]
         if self.snap:
             lines, by = snap_to_ridges(image, lines, self.scale)
             self.moved.extend(by.tolist())
-        return Drawing(file, draw_lines(lines, self.scale, (image.shape[1], image.shape[2])), lines)
+        return Drawing(file, draw_lines(lines, self.scale, (image.shape[1], image.shape[2])), lines, types)
 
     def told(self) -> str:
         """Return how many lines were moved and by how much."""
@@ -231,6 +235,8 @@ def annotate_folder(
         graph = label_by_mask(from_detections(pos, confidence)[0], drawing.annotation)
         instances = nodes_of_lines(graph, drawing.lines or [], width)
         _tell_doubts(drawing, image, graph, instances, mask_flip, "unknown" if unknown else "negative")
+        if drawing.types:
+            graph = replace(graph, node_type=type_of_nodes(graph.num_nodes, instances.values(), drawing.types))
         graph = with_unknown(graph, drawing.annotation, reach=width / 2 if unknown else None, ignored=ignore)
         metadata: dict[str, Any] = {"lines": drawing.file.name, "scale": width} if lines_dir else {}
         if unknown or ignore is not None:

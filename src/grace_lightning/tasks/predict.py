@@ -299,7 +299,7 @@ def _find_sources(config: Config, out_dir: Path) -> tuple[list[io.Source], dict[
         if out_dir.resolve() == folder.resolve():
             same = f"{out_dir} is {key} too, where results would replace images, detections or annotations"
             raise InputError(f"out_dir: {same}; choose another folder")
-    images = {io.stem(path): path for path in io.find_images(image_dir)}
+    images = {io.stem(path): path for path in io.leave_out_masks(io.find_images(image_dir))}
     without = [io.Source(name, path) for name, path in images.items()]
     asked = [key for key in ("detections_dir", "detections_format") if config[key] is not None]
     if config.get("detections"):

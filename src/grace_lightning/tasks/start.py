@@ -19,9 +19,7 @@ from grace_lightning.tasks.record import typed_overrides
 FEW = 2
 """Up to so many training images, to start from the general network is better than from nothing: benchmarks/start.py."""
 
-TURN = "random_image_graph_rotate"
-
-FREE = ("model.dense", "model.dropout", "features.cache_dir")
+FREE = ("model.dense", "model.dropout", "model.types", "features.cache_dir")
 """Keys of a network that may be other ones than those it starts from: they change its heads, or no weights."""
 
 
@@ -92,8 +90,7 @@ def adopt_network(cfg: DictConfig, trained: Config) -> None:
 
     The typed ``features.scale`` is the width of filaments in the user's images then, ``data.scale``. If nothing was
     typed, images are as those that the network was trained on, and estimated if these were of all kinds. The shift of
-    detections, which is in pixels, becomes what suits the network; images are not turned if its own were not, since the
-    nearest pixel is far off where filaments are 8 pixels wide.
+    detections, which is in pixels, becomes what suits the network.
     """
     typed, words = _typed(plain(cfg)), {key_of(word) for word in typed_overrides()}
     with open_dict(cfg):
@@ -108,9 +105,6 @@ def adopt_network(cfg: DictConfig, trained: Config) -> None:
         shift = (cfg.augment or {}).get("random_xy_translation")
         if shift and "augment.random_xy_translation.max_shift" not in words:
             shift.max_shift *= trained["features"]["scale"] / _shipped("features/learned")["scale"]
-        turns = (trained.get("augment") or {}).get(TURN)
-        if cfg.augment and not turns and not any(word.startswith(f"augment.{TURN}") for word in words):
-            cfg.augment[TURN] = None
 
 
 def _typed(config: Config) -> dict[str, Any]:
