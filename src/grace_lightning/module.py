@@ -65,7 +65,7 @@ class GraceModule(pl.LightningModule):
         same_filament_weight: float = 0.5,
         two_filaments_weight: float = 1.0,
         three_filaments_weight: float = 0.5,
-        type_weight: float = 0.5,
+        type_weight: float = 3.0,
         class_weights: Literal["balanced"] | None = None,
         config: dict[str, Any] | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
@@ -195,7 +195,7 @@ class GraceModule(pl.LightningModule):
         for head, value in logits.items():
             self._outcome(stage, head).update(margin(value.detach()), data.label(head))
         missing = loss.new_full((), torch.nan)
-        row = [loss, *(losses.get(head, missing) for head in HEADS), torch.full_like(loss, data.num_counted)]
+        row = [loss, *(losses.get(head, missing) for head in (*HEADS, TYPE)), torch.full_like(loss, data.num_counted)]
         self._losses[stage].append(torch.stack(row).detach())
         self._names[stage].append(data.names)
         return loss
@@ -324,7 +324,8 @@ class GraceModule(pl.LightningModule):
         self._names[stage].clear()
         means = (steps[:, :-1] * steps[:, -1:]).sum(0) / steps[:, -1].sum()
         self.log(f"{stage}/loss", means[0], prog_bar=True, sync_dist=True)
-        losses = {f"{stage}/{head}_loss": means[1 + HEADS.index(head)] for head in self._heads(stage)}
+        heads = [*self._heads(stage), *([TYPE] if self._types[stage] else [])]
+        losses = {f"{stage}/{head}_loss": means[1 + (*HEADS, TYPE).index(head)] for head in heads}
         self.log_dict(losses, sync_dist=True)
         if self._types[stage]:
             right, known = self._mean_over_processes(torch.stack(self._types[stage]).sum(dim=0).float())
