@@ -90,16 +90,22 @@ def _smoothed(points: Floats, time: Floats, closed: bool) -> Floats:
 
 
 def filaments_summary(
-    image: str, filaments: Sequence[Filament], scale: float = 1.0, *, pixel_size: float | None = None
+    image: str,
+    filaments: Sequence[Filament],
+    scale: float = 1.0,
+    *,
+    pixel_size: float | None = None,
+    curves: Sequence[Curve] | None = None,
 ) -> pd.DataFrame:
     """Return the rows of ``filaments.csv``, one per filament of an image, which is named by its stem.
 
     Lengths are in pixels and curvatures in 1 / pixel, except in the last columns, which are empty without
-    ``pixel_size``, Angstrom per pixel. ``scale`` is the width of a filament, pixels. Start and end are the first and
+    ``pixel_size``, Angstrom per pixel. ``scale`` is the width of a filament, pixels, and ``curves`` are those of
+    :func:`smooth_curve`, if they are known. Start and end are the first and
     last node, ``mean_probability`` the mean score. ``docs/formats.md`` has the formula of each column.
     """
     unit = np.nan if pixel_size is None else pixel_size
-    curves = [smooth_curve(filament) for filament in filaments]
+    curves = [smooth_curve(filament) for filament in filaments] if curves is None else curves
     ends = np.array([curve.spline(curve.time[[0, -1]]) for curve in curves]).reshape(-1, 2, 2)
     lengths = {
         "length": np.array([curve.arc[-1] for curve in curves]),

@@ -119,10 +119,13 @@ def directed_answers(
     spectrum = fft.rfft2(padded, shape)
     ky = 2 * np.pi * fft.fftfreq(shape[0])[:, None].astype(np.float32)
     kx = 2 * np.pi * fft.rfftfreq(shape[1])[None].astype(np.float32)
+    # At a frequency k, of which q is across: (sigma q)^2 exp(-((sigma q)^2 + tau^2 (k^2 - q^2)) / 2).
+    sigma, tau = np.float32(ACROSS * scale), np.float32(along * scale)
+    spectrum *= sigma**2
+    in_all = -0.5 * tau**2 * (kx**2 + ky**2)
     for angle in np.pi * np.arange(orientations, dtype=np.float32) / orientations:
-        u = ACROSS * scale * (kx * np.cos(angle) + ky * np.sin(angle))
-        v = along * scale * (ky * np.cos(angle) - kx * np.sin(angle))
-        answer = fft.irfft2(spectrum * (u**2 * np.exp(-0.5 * (u**2 + v**2))), shape)
+        square = (kx * np.cos(angle) + ky * np.sin(angle)) ** 2
+        answer = fft.irfft2(spectrum * (square * np.exp(0.5 * (tau**2 - sigma**2) * square + in_all)), shape)
         yield angle, answer[margin:, margin:][: image.shape[0], : image.shape[1]]
 
 

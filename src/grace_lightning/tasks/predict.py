@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -135,11 +136,14 @@ def predict(cfg: DictConfig) -> None:
             joined.show_now_and_then()
 
     mine = wanted[fabric.global_rank :: fabric.world_size]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))  # the next image is read by as many
     if wanted:
         fabric.barrier()  # a process that is not there yet would miss a signal
     found, stopped = each_image(
         _read_ahead(mine, read), len(mine), find, doing="predicting", first=fabric.is_global_zero
     )
+    torch.set_num_threads(threads)
     if stopped and fabric.is_global_zero:
         for process in getattr(fabric.strategy.launcher, "procs", []):
             process.send_signal(stopped.signal)

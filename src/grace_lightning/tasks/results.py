@@ -20,7 +20,7 @@ from grace_lightning import figures, io
 from grace_lightning.errors import InputError
 from grace_lightning.files import put, reading, sync, unfinished_in, writing
 from grace_lightning.graph import Filament, Label
-from grace_lightning.measure import cosines, filaments_summary
+from grace_lightning.measure import cosines, filaments_summary, smooth_curve
 from grace_lightning.predictor import Findings
 from grace_lightning.ridges import Polarity
 from grace_lightning.tasks.common import Config
@@ -169,13 +169,15 @@ def _write_grace(
     path: Path, micrograph: Micrograph, findings: Findings, scale: float, record: Mapping[str, Any], picture: bool
 ) -> None:
     metadata: Config = {"image_filename": micrograph.name, "image_path": micrograph.path, "size": micrograph.size}
-    sums, pairs = (of_filaments.sum(axis=0) for of_filaments in cosines(findings.filaments, scale))
+    filaments, size = findings.filaments, micrograph.pixel_size
+    curves = [smooth_curve(filament) for filament in filaments]
+    sums, pairs = (of_filaments.sum(axis=0) for of_filaments in cosines(filaments, scale, curves))
     found = {
         "doubt": doubt(findings.node_probability.numpy()) / max(1, len(findings.node_probability)),
         "width": None if math.isnan(findings.width) else findings.width,
         **{"step": scale, "cosines": sums.tolist(), "pairs": pairs.tolist(), "picture": picture},
     }
-    metadata |= {"pixel_size": micrograph.pixel_size, RECORD: dict(record), FOUND: found}
+    metadata |= {"pixel_size": size, RECORD: dict(record), FOUND: found}
     io.write_grace(
         path,
         findings.graph,
@@ -184,11 +186,11 @@ def _write_grace(
         edge_prediction=_by_label(findings.edge_probability),
         edge_properties=True,
         tables={
-            "filaments.parquet": io.filaments_table(findings.filaments, findings.graph.pos.numpy()),
-            PATHS: io.paths_table(findings.filaments),
+            "filaments.parquet": io.filaments_table(filaments, findings.graph.pos.numpy()),
+            PATHS: io.paths_table(filaments),
         },
     )
-    summary = filaments_summary(micrograph.name, findings.filaments, scale, pixel_size=micrograph.pixel_size)
+    summary = filaments_summary(micrograph.name, filaments, scale, pixel_size=size, curves=curves)
     summary.to_csv(path / SUMMARY, index=False, float_format="%.7g")
 
 
