@@ -3,7 +3,7 @@
     python benchmarks/polymorphs.py                        # ten minutes
     python benchmarks/polymorphs.py --types 3 data.simulation.simulator.snr=10
 
-A network is trained on such micrographs, with a signal to noise ratio of 2, and finds the filaments of others. Of those
+A network is trained on such micrographs, with a signal to noise ratio of 4, and finds the filaments of others. Of those
 that match a true one, the type is right or wrong; a true filament has the type of most of its nodes.
 """
 

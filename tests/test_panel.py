@@ -86,7 +86,7 @@ def test_it_finds_filaments_and_tells_their_width(found):
     assert (len(layer_of(found).data), statuses(found)) == (3, ["found"] * 3)
     assert found.status.value == "3 filaments, 10 px wide and dark"
     (bar,) = found.viewer.layers["width"].data
-    assert np.hypot(*(bar[1] - bar[0])) == pytest.approx(10)
+    assert np.hypot(*(bar[1] - bar[0])) == pytest.approx(10, rel=1e-5)
     features = layer_of(found).features
     assert np.allclose(features["length_angstrom"], 2 * features["length"])
     assert len(found.viewer.layers["edges"].data) > len(found.viewer.layers["detections"].data) > 40

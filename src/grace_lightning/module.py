@@ -279,8 +279,7 @@ class GraceModule(pl.LightningModule):
         self._expect_finite_losses("train")  # before weights that are NaN are validated
 
     def on_validation_epoch_end(self) -> None:
-        self._log_losses("valid")
-        scores: dict[str, float] = {}
+        scores = self._log_losses("valid")
         heads = self._heads("valid")
         for head in heads:
             margins, label = self._outcome("valid", head).compute()
@@ -289,6 +288,7 @@ class GraceModule(pl.LightningModule):
             self.temperature[row] = fit_temperature(margins, label, otherwise=float(self.temperature[row]))
             scores |= self._scores("valid", head)
         precisions = [scores[f"valid/{head}_average_precision"] for head in heads]
+        precisions += [scores["valid/type_accuracy"]] if "valid/type_accuracy" in scores else []
         scores["valid/average_precision"] = fmean([p for p in precisions if not math.isnan(p)] or [math.nan])
         self.log_dict(scores, sync_dist=True)  # equal in all processes; through Lightning, as callbacks monitor them
 
@@ -317,7 +317,8 @@ class GraceModule(pl.LightningModule):
         scores = classification(margins.sigmoid(), label)
         return {f"{stage}/{head}_{name}": math.nan if value is None else value for name, value in scores.items()}
 
-    def _log_losses(self, stage: str) -> None:
+    def _log_losses(self, stage: str) -> dict[str, float]:
+        """Log the mean losses of an epoch; return how many types were right, if any were to be told."""
         self._expect_finite_losses(stage)
         steps = self._mean_over_processes(torch.stack(self._losses[stage]))
         self._losses[stage].clear()
@@ -327,11 +328,14 @@ class GraceModule(pl.LightningModule):
         heads = [*self._heads(stage), *([TYPE] if self._types[stage] else [])]
         losses = {f"{stage}/{head}_loss": means[1 + (*HEADS, TYPE).index(head)] for head in heads}
         self.log_dict(losses, sync_dist=True)
-        if self._types[stage]:
-            right, known = self._mean_over_processes(torch.stack(self._types[stage]).sum(dim=0).float())
-            self.log(f"{stage}/type_accuracy", right / known.clamp(min=1e-12), sync_dist=True)
-            self._types[stage].clear()
         self.log("step", float(self.current_epoch), sync_dist=True)  # Lightning's name for the loggers' x axis
+        if not self._types[stage]:
+            return {}
+        right, known = self._mean_over_processes(torch.stack(self._types[stage]).sum(dim=0).float()).tolist()
+        self._types[stage].clear()
+        accuracy = {f"{stage}/type_accuracy": right / known if known else math.nan}
+        self.log_dict(accuracy, sync_dist=True)
+        return accuracy
 
     def _expect_finite_losses(self, stage: str, since: int = 0) -> None:
         """Name the images of the first step of an epoch, from one on, whose loss is not finite; in every process."""

@@ -95,7 +95,8 @@ def adopt_network(cfg: DictConfig, trained: Config) -> None:
     typed, words = _typed(plain(cfg)), {key_of(word) for word in typed_overrides()}
     with open_dict(cfg):
         for group in ("features", "model"):
-            cfg[group] = {**trained[group], **{key.split(".")[1]: typed[key] for key in FREE if key in typed}}
+            free = {key: value for key, value in typed.items() if key in FREE and key.startswith(f"{group}.")}
+            cfg[group] = {**trained[group], **{key.split(".")[1]: value for key, value in free.items()}}
         if cfg.data.scale is None and "features.scale" in typed:
             cfg.data.scale = typed["features.scale"]
         for key in ("scale", "polarity"):
