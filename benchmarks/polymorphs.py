@@ -43,9 +43,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = [f"data.num_classes={args.types}", f"data.simulation.simulator.types={args.types}"]
         given += [f"data.simulation.root={folder}/data", f"log_dir={folder}", f"run_dir={folder}/run"]
-        given += [f"data.simulation.num_images={{train: {args.images[0]}, valid: 2, infer: {args.images[1]}}}"]
+        given += [f"data.simulation.num_images={{train: {args.images[0]}, valid: 6, infer: {args.images[1]}}}"]
         given += [
-            "data.simulation.simulator.snr=2",
+            "data.simulation.simulator.snr=4",
             "trainer.max_epochs=40",
             "evaluate.pictures=false",
             "callbacks.progress=null",
