@@ -85,6 +85,9 @@ def test_shards_of_a_multirun_and_their_mistakes(found, many, checkpoint, run):
     for wrong in (["num_shards=3"], ["num_shards=3", "shard=3"], ["shard=-1"], ["num_shards=0"]):
         status, _, err = run("predict", *given, *wrong)
         assert (status, "expected a part from 0 to num_shards - 1" in err) == (2, True)
+    twice = ["trainer=ddp", "trainer.devices=2", "shard=0,1", "num_shards=2"]
+    status, _, err = run("predict", "-m", *given[:-1], "trainer.accelerator=cpu", *twice)
+    assert (status, "each of which would run all parts again with -m" in err) == (2, True)
     status, _, err = run("predict", "join=true", "out_dir=nowhere")
     assert (status, "nowhere: no such folder" in err) == (2, True)
 

@@ -31,6 +31,7 @@ from grace_lightning.predictor import Predictor, Prepared, frame_of_training, lo
 from grace_lightning.ridges import LEAST_SCALE, RidgeDetector
 from grace_lightning.splits import other_pixel_size
 from grace_lightning.stopping import end_with_parent
+from grace_lightning.sweeps import in_sweep
 from grace_lightning.tasks.common import (
     Config,
     each_image,
@@ -114,6 +115,9 @@ def predict(cfg: DictConfig) -> None:
     keys = ("accelerator", "strategy", "devices", "num_nodes", "precision")
     chosen = {key: config["trainer"][key] for key in keys if key in config["trainer"]}
     fabric = on_devices(config["trainer"], lambda: Fabric(**chosen))
+    if in_sweep() and fabric.world_size > 1:
+        several = f"trainer.devices: {fabric.world_size} processes, each of which would run all parts again with -m"
+        raise InputError(f"{several}; give trainer.devices=1, or start the parts one by one")
     if getattr(rank_zero_only, "rank", 0) > 0:
         end_with_parent()
     if wanted:
