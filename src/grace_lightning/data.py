@@ -43,6 +43,7 @@ from grace_lightning.splits import Dealt, cut_in_two, deal
 Hops = int | Literal["whole"]
 
 MOST_TYPES = 100
+"""More types of filaments than anybody tells apart: a larger number is a mistake."""
 
 
 class GraphData(Labelled, Data):

@@ -330,7 +330,7 @@ def tracing(
     as long, and says so, and whether filaments are dark or bright. The figure's longer side has so many ``pixels``.
     """
     height, width = (max(1, round(side * pixels / max(size))) for side in size)
-    figure = Figure(figsize=(width / 100 + 1e-6, height / 100 + 1e-6), dpi=100)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
     axes.set_axis_off()

@@ -101,8 +101,8 @@ def filaments_summary(
 
     Lengths are in pixels and curvatures in 1 / pixel, except in the last columns, which are empty without
     ``pixel_size``, Angstrom per pixel. ``scale`` is the width of a filament, pixels, and ``curves`` are those of
-    :func:`smooth_curve`, if they are known. Start and end are the first and
-    last node, ``mean_probability`` the mean score. ``docs/formats.md`` has the formula of each column.
+    :func:`smooth_curve`, if they are known. Start and end are the first and last node, ``mean_probability`` the mean
+    score. ``docs/formats.md`` has the formula of each column.
     """
     unit = np.nan if pixel_size is None else pixel_size
     curves = [smooth_curve(filament) for filament in filaments] if curves is None else curves

@@ -222,8 +222,10 @@ class Predictor(nn.Module):
             for head, parts in by_head.items()
             if parts
         }
-        types = {TYPE: torch.stack([part[TYPE] for part in said]).mean(dim=0)} if all(TYPE in p for p in said) else {}
-        return types | {
+        types = [part[TYPE] for part in said if TYPE in part]
+        if len({part.shape for part in types}) > 1:
+            raise InputError("checkpoint: the networks tell different numbers of types apart; give one of them")
+        return ({TYPE: torch.stack(types).mean(dim=0)} if types else {}) | {
             head: torch.where(shown if head in NODE_HEADS else shown[edges].all(dim=0), probability, 0.0)
             for head, probability in mean.items()
         }

@@ -39,9 +39,8 @@ def export(cfg: DictConfig) -> None:
     if not done:
         raise InputError(f"out_dir: in {out_dir} there is nothing that grace-predict found")
     table = table_of(done)
-    chosen = table["length"].ge(config["min_length"] or 0) & table["mean_probability"].ge(
-        config["min_probability"] or 0
-    )
+    least = {"length": config["min_length"], "mean_probability": config["min_probability"]}
+    chosen = pd.concat([table[name] >= (value or 0) for name, value in least.items()], axis=1).all(axis=1)
     if config["keep"]:
         chosen &= _kept(Path(config["keep"]), table)
     by_image = {str(name): rows.to_numpy() for name, rows in chosen.groupby(table["image"])}
