@@ -61,7 +61,7 @@ RUNS = {  # by benchmark: arguments, and patterns that rows begin with
     "predict": [
         ("--size 192 --detections 20 --images 2", ["one after the other", "grace-predict"]),
         ("--size 192 --detections 20 --images 2 --checkpoint {checkpoint}", ["one after the other", "grace-predict"]),
-        ("--size 192 --detections 20 --images 2 --alone", ["estimate", "ridges", "grace-predict"]),
+        ("--size 192 --detections 20 --images 2 --copies 2 --alone", ["estimate", "ridges", "grace-predict"]),
     ],
     "prepare": [("--nodes 50 60 --size 96 --repeats 1", ["patches and statistics", "total", "goal"])],
     "reference": [

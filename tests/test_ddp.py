@@ -37,14 +37,14 @@ DDP = ["trainer=ddp", CPU]
 STOPPED = """
 import os, signal
 from grace_lightning import cli
-from grace_lightning.tasks import predict
+from grace_lightning.tasks import together
 
-def write(*arguments, real=predict.write_results, **keys):
+def write(*arguments, real=together.write_results, **keys):
     real(*arguments, **keys)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.kill(os.getpid(), signal.SIGTERM)
 
-predict.write_results = write
+together.write_results = write
 cli.predict()
 """
 

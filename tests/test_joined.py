@@ -1,9 +1,12 @@
 """What many images come to: shards of one data set, the page to look them over, and the choice among filaments."""
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from conftest import NAMES
 from test_runs import forked
 
 from grace_lightning.measure import LAGS
-from grace_lightning.tasks import joined
+from grace_lightning.tasks import joined, together
 from grace_lightning.tasks.joined import Joined
 from grace_lightning.tasks.overview import HEADER, Done, overview
 from grace_lightning.tasks.results import FOUND, RECORD
@@ -23,6 +26,9 @@ from grace_lightning.tasks.results import FOUND, RECORD
 def files(folder):
     """What is in a folder's files, by name, but for what a launcher keeps."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+NAME_THEIR_FOLDER = {f"relion/coords_suffix{end}" for end in (".box", "_autopick.star")}
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +62,79 @@ def test_eight_processes_make_what_one_makes_though_two_are_killed(many, checkpo
     found, expected = files(tmp_path / "shards"), files(tmp_path / "whole")
     assert found.keys() == expected.keys()  # nothing half done is left
     differ = {name for name, content in found.items() if content != expected[name]}
-    assert differ == {f"relion/coords_suffix{end}" for end in (".box", "_autopick.star")}  # they name their folder
+    assert differ == NAME_THEIR_FOLDER
 
 
 @pytest.fixture
-def found(many, checkpoint, run):
-    """The results of all twelve, in ``out``."""
-    given = (f"checkpoint={checkpoint}", f"image_dir={many}", "out_dir=out", "trainer.accelerator=cpu")
-    assert run("predict", *given, "export.png=false")[0] == 0
+def predicted(many, checkpoint, run):
+    """Return a function that does all twelve: exit status, stdout, stderr."""
+    given = (f"checkpoint={checkpoint}", f"image_dir={many}", "trainer.accelerator=cpu", "export.png=false")
+    return lambda *keys: run("predict", *given, *keys)
+
+
+@pytest.fixture
+def found(predicted):
+    """The results of all twelve, one after the other, in ``out``."""
+    assert predicted("out_dir=out", "num_workers=1")[0] == 0
     return Path("out")
+
+
+@pytest.fixture(params=["threads", "processes"])
+def several(request, predicted, monkeypatch):
+    """Return a function that does all twelve, four at once, by threads alone or with processes that write."""
+    processes = request.param == "processes"
+    monkeypatch.setattr(together, "MANY", 1 if processes else 100)
+    if processes:  # images are done from when these are there
+        monkeypatch.setattr(together, "ThreadPoolExecutor", Patient)
+    return lambda *keys: predicted("out_dir=together", "num_workers=4", *keys)
+
+
+class Patient(ThreadPoolExecutor):
+    """Does the first thing before it takes others."""
+
+    def submit(self, work, /, *args):
+        future = super().submit(work, *args)
+        if work.__name__ == "submit":
+            future.result()
+        return future
+
+
+def after_an_image(monkeypatch, event):
+    real = Joined.show_now_and_then
+    monkeypatch.setattr(Joined, "show_now_and_then", lambda self: [event(), real(self)])
+
+
+def test_several_at_once_make_what_one_makes(found, several):
+    assert several()[0] == 0
+    expected, made = files(found), files(Path("together"))
+    assert made.keys() == expected.keys()
+    assert {name for name, content in made.items() if content != expected[name]} == NAME_THEIR_FOLDER
+
+
+def test_if_the_processes_that_write_are_killed_the_rest_is_done_without(several, monkeypatch):
+    killed = []
+
+    def kill():
+        for child in multiprocessing.active_children():
+            killed.append(child)
+            child.kill()
+
+    after_an_image(monkeypatch, kill)
+    status, out, err = several()
+    assert (status, out.startswith("12 images, ")) == (0, True), err
+    assert bool(killed) == (together.MANY == 1)
+
+
+def test_if_stopped_what_was_begun_is_done_and_told(several, monkeypatch):
+    after_an_image(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    status, out, err = several()
+    assert status == 128 + signal.SIGTERM
+    assert err.startswith("grace-predict: stopped by SIGTERM; go on with: ")
+    done = len(list(Path("together").glob("*.grace")))
+    assert 1 <= done <= 8
+    assert out.startswith(f"{done} image")
+    assert f"; {12 - done} left to do" in out
+    assert not [path for path in Path("together").iterdir() if path.name.startswith(".")]
 
 
 def test_shards_of_a_multirun_and_their_mistakes(found, many, checkpoint, run):

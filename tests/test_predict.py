@@ -28,7 +28,7 @@ from grace_lightning.files import HOST
 from grace_lightning.graph import Filament, Graph
 from grace_lightning.predictor import link_filaments
 from grace_lightning.tasks import predict as task
-from grace_lightning.tasks import results
+from grace_lightning.tasks import results, together
 from grace_lightning.tasks.joined import Joined
 from grace_lightning.tasks.results import SUMMARY
 
@@ -289,15 +289,15 @@ def test_counts_add_up(predicted, data):
 
 
 def test_a_signal_ends_the_command_after_the_image_in_hand(predicted, monkeypatch):
-    real, calls = task.write_results, itertools.count(1)
+    real, calls = together.write_results, itertools.count(1)
 
     def write(*arguments, **keys):
         if next(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         real(*arguments, **keys)
 
-    monkeypatch.setattr(task, "write_results", write)
-    status, out, err = predicted()
+    monkeypatch.setattr(together, "write_results", write)
+    status, out, err = predicted("num_workers=1")
     assert status == 128 + signal.SIGTERM
     assert re.match(r"2 images, .*; 1 left to do\n", out)
     assert set(pd.read_csv("out/filaments.csv")["image"]) == set(NAMES[:2])

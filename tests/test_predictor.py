@@ -1,6 +1,7 @@
 """The way from an image and detections to filaments, in Python."""
 
 import warnings
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -14,6 +15,21 @@ from grace_lightning.link import Programme
 from grace_lightning.models import MPNN
 from grace_lightning.module import GraceModule
 from grace_lightning.tasks.evaluate import _infer_images
+
+
+def test_what_was_prepared_stays_on_the_cpu(predictor, monkeypatch):
+    """There the rest is done with it, wherever the networks are."""
+    prepared = predictor.prepare(torch.rand(1, 50, 60), torch.tensor([[10.0, 20.0], [30.0, 40.5]]))
+    given = []
+
+    def probabilities(module, data):
+        given.append(data.pixels.device.type)
+        return {"node": torch.full((2,), 0.5), "edge": torch.full((1,), 0.5)}
+
+    monkeypatch.setattr(GraceModule, "probabilities", probabilities)
+    deepcopy(predictor).to("meta").find(prepared)
+    assert given == ["meta"]
+    assert prepared.data[0].pixels.device.type == "cpu"
 
 
 @pytest.mark.parametrize("apart", [0.01, 0.3, 1.0])

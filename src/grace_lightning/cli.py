@@ -165,6 +165,7 @@ def _prepare_process() -> None:
     warnings.showwarning = _show_warning
     # PyTorch Geometric and torchmetrics still use what newer torch calls deprecated: nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*is deprecated.*", module="torch")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # nor could in processes that this one starts
     # pandas may bring numexpr, which greets at every start; alembic of Optuna lists its plugins, matplotlib its fonts
     for name in ("numexpr", "alembic", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -167,12 +167,13 @@ def _starts(length: int) -> list[int]:
 
 
 def _ridges_of_square(square: Floats, inside: Bools, width: float) -> Iterator[Ridges]:
-    angles, answers = map(np.stack, zip(*directed_answers(square, width, ORIENTATIONS, ALONG), strict=True))
-    noise = float(np.mean([noise_of(answer) for answer in answers]))
+    angles, found = zip(*directed_answers(torch.from_numpy(square), width, ORIENTATIONS, ALONG), strict=True)
+    noise = float(torch.stack([noise_of(answer.flatten()) for answer in found]).mean())
+    answers = torch.stack(found).numpy()
     for sign in POLARITIES:
         height = (sign * answers).max(axis=0)
         direction, high = np.zeros_like(height), height > LEAST * noise
-        direction[high] = angles[(sign * answers[:, high]).argmax(axis=0)]
+        direction[high] = np.array(angles)[(sign * answers[:, high]).argmax(axis=0)]
         row, column, _ = crests(height, direction, LEAST * noise)
         above = float((inside * (height - LEAST * noise))[row, column].sum()) / square.size
         yield Ridges(width, sign, above, above / max(noise, 1e-12))

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from grace_lightning.checkpoint import (
@@ -85,6 +86,8 @@ class Prepared(NamedTuple):
     confidence: Tensor  # (N,) float32
     rows: Tensor  # (M,) int64, the detection that each node is
     place: Tensor  # (N,) int64, the node that each detection is one with
+    image: NDArray[np.float32]  # (h, w), as the first network sees it
+    factor: float  # by how much that is enlarged
 
 
 class Predictor(nn.Module):
@@ -148,6 +151,12 @@ class Predictor(nn.Module):
         return cls(modules, build_linker(link, modules[0].config, scale), scale, polarity)
 
     @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        # Not module.device: Lightning does not notice if it is moved as a part of this one.
+        return self.networks[0].temperature.device
+
+    @property
     def frame(self) -> int | Literal["mean"] | None:
         """What the networks took of an image stack in training."""
         return frame_of_training(self.networks)
@@ -183,7 +192,7 @@ class Predictor(nn.Module):
         Without a ``detector``, ridges of this predictor's width and polarity are looked for.
         """
         detector = detector or RidgeDetector(scale=max(self.scale, LEAST_SCALE), polarity=self.polarity)
-        found = torch.from_numpy(detector(image).to_numpy(np.float32).copy())
+        found = torch.from_numpy(detector(image, self.device).to_numpy(np.float32).copy())
         return found[:, :2], found[:, 2]
 
     def prepare(self, image: Tensor, pos: Tensor, confidence: Tensor | None = None, name: str = "") -> Prepared:
@@ -196,7 +205,10 @@ class Predictor(nn.Module):
             warnings.warn(f"{name or 'pos'}: {found} and are one node with it; {hint}", InputWarning, stacklevel=2)
         graph = from_detections(pos[rows])[0]
         data = [self.as_taken_by(module, Sample(name, image, graph)) for module in self.networks]
-        return Prepared(data, graph, pos, torch.ones(len(pos)) if confidence is None else confidence, rows, place)
+        ((seen, _, _),) = data[0].images()
+        confidence = torch.ones(len(pos)) if confidence is None else confidence
+        factor = self.networks[0].features.scale / self.scale
+        return Prepared(data, graph, pos, confidence, rows, place, seen[0].numpy(), factor)
 
     def as_taken_by(self, module: GraceModule, sample: Sample) -> GraphData:
         """Return a sample, its image not yet flattened, as a network takes it: filaments look as in its training."""
@@ -208,9 +220,7 @@ class Predictor(nn.Module):
         """Return the mean of the networks for one micrograph, given as each network takes it."""
         ((image, pos, edges),), width = data[0].images(), self.networks[0].features.scale
         shown = node_patches(image, pos, size=width, samples=5).flatten(1).any(dim=1)  # False where it is blank
-        # Not module.device: Lightning does not notice if it is moved as a part of this one.
-        devices = [module.temperature.device for module in self.networks]
-        there = [one.to(device) for one, device in zip(data, devices, strict=True)]
+        there = [copy(one).to(self.device) for one in data]  # which works in place
         said = [module.probabilities(one) for module, one in zip(self.networks, there, strict=True)]
         if not all(values.isfinite().all() for by_head in said for values in by_head.values()):
             raise InputError(
@@ -236,24 +246,29 @@ class Predictor(nn.Module):
 
     def find(self, prepared: Prepared) -> Findings:
         """Find the filaments of a prepared micrograph."""
-        graph, rows, place = prepared.graph, prepared.rows, prepared.place
-        said = self.probabilities(prepared.data)
-        # The detections by their nodes; at each node, first the one that it is.
-        order = np.lexsort((rows[place] != torch.arange(len(place)), place))
-        start = np.concatenate([[0], np.cumsum(np.bincount(place.numpy(), minlength=graph.num_nodes))])
-        filaments = self.link(graph, said)
-        if TYPE in said:
-            filaments = [_typed(filament, said[TYPE].argmax(dim=1).numpy() + 1) for filament in filaments]
-        ((image, _, _),) = prepared.data[0].images()
-        seen = self.networks[0].features.scale / self.scale
-        paths = [(filament.path + 0.5) * seen - 0.5 for filament in filaments]
-        return Findings(
-            graph=Graph(prepared.pos, torch.from_numpy(order[start[graph.edges]]), confidence=prepared.confidence),
-            node_probability=said["node"][place],
-            edge_probability=said["edge"],
-            filaments=[_of_detections(filament, order, start) for filament in filaments],
-            width=apparent_width(image[0].numpy(), paths, seen * self.scale) / seen,
-        )
+        return found(prepared, self.probabilities(prepared.data), self.linker, self.scale)
+
+
+def found(prepared: Prepared, said: Probabilities, linker: Linker, scale: float) -> Findings:
+    """Return what networks ``said`` of a prepared micrograph's nodes and edges, and the filaments that makes.
+
+    ``scale`` is the width of a filament, pixels. The :attr:`Prepared.data` are not needed any more.
+    """
+    graph, rows, place, factor = prepared.graph, prepared.rows, prepared.place, prepared.factor
+    # The detections by their nodes; at each node, first the one that it is.
+    order = np.lexsort((rows[place] != torch.arange(len(place)), place))
+    start = np.concatenate([[0], np.cumsum(np.bincount(place.numpy(), minlength=graph.num_nodes))])
+    filaments = link_filaments(linker, graph, said)
+    if TYPE in said:
+        filaments = [_typed(filament, said[TYPE].argmax(dim=1).numpy() + 1) for filament in filaments]
+    paths = [(filament.path + 0.5) * factor - 0.5 for filament in filaments]
+    return Findings(
+        graph=Graph(prepared.pos, torch.from_numpy(order[start[graph.edges]]), confidence=prepared.confidence),
+        node_probability=said["node"][place],
+        edge_probability=said["edge"],
+        filaments=[_of_detections(filament, order, start) for filament in filaments],
+        width=apparent_width(prepared.image, paths, factor * scale) / factor,
+    )
 
 
 def load_networks(path: Checkpoints, trust: str | Sequence[str] | None = None) -> list[GraceModule]:

@@ -28,6 +28,7 @@ Polarity = Literal["dark", "bright"]
 ACROSS, ALONG = 0.3, 1.0
 WIDER = 1.25  # than a filament is what detections are looked for with: fewer are false, and faint filaments are found
 LEAST_SCALE = 3  # pixels; thinner lines are no ridges
+LEAST_EXPONENT = -80  # below, numbers become so small that a processor takes ten times as long for them
 ORIENTATIONS = 16  # 11 degrees apart: the filter's answer falls to a half 20 degrees off the ridge
 
 
@@ -51,10 +52,11 @@ class RidgeDetector:
             if value is not None and not value >= least:
                 raise InputError(f"{name}: {value}, expected {least} or more")
 
-    def __call__(self, image: Tensor) -> pd.DataFrame:
-        """Find detections on an image, (1, H, W) float32: ``x``, ``y`` (pixels) and ``confidence``.
+    def __call__(self, image: Tensor, device: torch.device | str = "cpu") -> pd.DataFrame:
+        """Find detections on an image, (1, H, W) float32, on the CPU: ``x``, ``y`` (pixels) and ``confidence``.
 
-        The confidence is 0.5 for a ridge as high as the threshold, and goes towards 1 for higher ones.
+        The confidence is 0.5 for a ridge as high as the threshold, and goes towards 1 for higher ones. Most of the work
+        is the filter, which runs on ``device``.
         """
         from skimage.filters import apply_hysteresis_threshold  # here, as it takes long to import
         from skimage.morphology import skeletonize
@@ -64,11 +66,11 @@ class RidgeDetector:
             from grace_lightning.estimate import estimate  # which needs the filter below
 
             found = estimate([image], self.scale, self.polarity)
-            return replace(self, scale=max(found.scale, LEAST_SCALE), polarity=found.polarity)(image)
+            return replace(self, scale=max(found.scale, LEAST_SCALE), polarity=found.polarity)(image, device)
         width = WIDER * self.scale
         step = max(1, int(width / 6))  # six pixels a width place the centre to a fraction of a pixel
         few = functional.avg_pool2d(image, step, ceil_mode=True, count_include_pad=False)
-        reduced = flatten_image(few, 2 * width / step)[0].numpy()  # slow changes go, filaments stay
+        reduced = flatten_image(few, 2 * width / step)[0].to(device)  # slow changes go, filaments stay
         empty = blank(image)
         shown = np.ones(reduced.shape, np.bool_)
         if empty is not None:
@@ -90,49 +92,51 @@ class RidgeDetector:
         return pd.DataFrame({"x": x, "y": y, "confidence": score / (1 + score)})
 
 
-def ridge_filter(image: Floats, scale: float, shown: Bools) -> tuple[Floats, Floats]:
+def ridge_filter(image: Tensor, scale: float, shown: Bools) -> tuple[Floats, Floats]:
     """Measure the height of bright ridges of width ``scale`` (pixels), and the direction that crosses them.
 
     Returns, for every pixel, the greatest height over all directions, in standard deviations of the filter's answer
     without ridges (from its median), and the angle of the direction across the ridge, radians, from x to y. Where the
-    image is not ``shown`` (H, W) the height is 0, and the answer does not count.
+    image (H, W) is not ``shown`` (H, W) the height is 0, and the answer does not count.
     """
-    height, direction, spread = np.full(image.shape, -np.inf, np.float32), np.zeros(image.shape, np.float32), 0.0
-    seen = ... if shown.all() else shown
+    height, direction = torch.full_like(image, -torch.inf), torch.zeros_like(image)
+    seen, noise = None if shown.all() else torch.from_numpy(shown).to(image.device), []
     for angle, answer in directed_answers(image, scale):
-        spread += noise_of(answer[seen]) / ORIENTATIONS
-        np.copyto(direction, angle, where=answer > height)
-        np.maximum(height, answer, out=height)
-    return np.where(shown, height / max(spread, 1e-12), 0), direction
+        noise.append(noise_of(answer.flatten() if seen is None else answer[seen]))
+        direction.lerp_(direction.new_tensor(angle), (answer > height).to(answer.dtype))  # faster than by a mask
+        torch.maximum(height, answer, out=height)
+    height /= torch.stack(noise).mean().clamp(min=1e-12)
+    return np.where(shown, height.cpu().numpy(), 0), direction.cpu().numpy()
 
 
 def directed_answers(
-    image: Floats, scale: float, orientations: int = ORIENTATIONS, along: float = ALONG
-) -> Iterator[tuple[np.float32, Floats]]:
+    image: Tensor, scale: float, orientations: int = ORIENTATIONS, along: float = ALONG
+) -> Iterator[tuple[float, Tensor]]:
     """Yield the filter's answer to bright ridges of width ``scale`` (pixels), (H, W), by direction across, radians.
 
     Its standard deviation along the ridge is ``along`` widths.
     """
-    margin = int(3 * along * scale)
-    padded = np.pad(image, margin, mode="symmetric")
-    shape = [fft.next_fast_len(size, real=True) for size in padded.shape]
-    spectrum = fft.rfft2(padded, shape)
-    ky = 2 * np.pi * fft.fftfreq(shape[0])[:, None].astype(np.float32)
-    kx = 2 * np.pi * fft.rfftfreq(shape[1])[None].astype(np.float32)
+    margin, device = int(3 * along * scale), image.device
+    # Mirrored beyond the border pixel; if it were mirrored at it, noise would have more ridges along the border.
+    rows, columns = (torch.from_numpy(np.pad(np.arange(n), margin, "symmetric")).to(device) for n in image.shape)
+    shape = [fft.next_fast_len(len(index), real=True) for index in (rows, columns)]
     # At a frequency k, of which q is across: (sigma q)^2 exp(-((sigma q)^2 + tau^2 (k^2 - q^2)) / 2).
-    sigma, tau = np.float32(ACROSS * scale), np.float32(along * scale)
-    spectrum *= sigma**2
+    sigma, tau = ACROSS * scale, along * scale
+    spectrum = torch.fft.rfft2(image[rows][:, columns], shape) * sigma**2
+    ky = 2 * torch.pi * torch.fft.fftfreq(shape[0], device=device)[:, None]
+    kx = 2 * torch.pi * torch.fft.rfftfreq(shape[1], device=device)
     in_all = -0.5 * tau**2 * (kx**2 + ky**2)
-    for angle in np.pi * np.arange(orientations, dtype=np.float32) / orientations:
-        square = (kx * np.cos(angle) + ky * np.sin(angle)) ** 2
-        answer = fft.irfft2(spectrum * (square * np.exp(0.5 * (tau**2 - sigma**2) * square + in_all)), shape)
+    for angle in (np.pi * np.arange(orientations) / orientations).tolist():
+        square = (kx * np.cos(angle) + ky * np.sin(angle)).square_()
+        exponent = torch.add(in_all, square, alpha=0.5 * (tau**2 - sigma**2)).clamp_(min=LEAST_EXPONENT)
+        answer = torch.fft.irfft2(spectrum * exponent.exp_().mul_(square), shape)
         yield angle, answer[margin:, margin:][: image.shape[0], : image.shape[1]]
 
 
-def noise_of(answer: Floats) -> float:
-    """Return the standard deviation of the noise in an answer, by the median of about 20,000 of its values."""
-    some = answer.ravel()[:: max(1, answer.size // 20_000)]
-    return float(np.median(np.abs(some))) / 0.6745 if some.size else 0.0
+def noise_of(answer: Tensor) -> Tensor:
+    """Return the standard deviation of the noise in an answer (any,), by the median of about 20,000 of its values."""
+    some = answer[:: max(1, len(answer) // 20_000)]
+    return some.abs().median() / 0.6745 if len(some) else answer.new_zeros(())
 
 
 TURNS: dict[str, Callable[[Bools], Bools]] = {
@@ -190,7 +194,7 @@ def _contrasts(image: Tensor, masks: Sequence[Bools]) -> Floats:
     step = max(1, int(width / 6), max(thin.shape) // 1024)
     flat = flatten_image(image, 2 * max(width, 3 * step))
     reduced, *inside = (
-        functional.avg_pool2d(pixels.float(), step, ceil_mode=True, count_include_pad=False)[0].numpy()
+        functional.avg_pool2d(pixels.float(), step, ceil_mode=True, count_include_pad=False)[0]
         for pixels in (flat, *(torch.from_numpy(mask.copy())[None] for mask in masks))
     )
     contrast = np.zeros((2, len(masks)), np.float32)

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -53,20 +54,16 @@ from grace_lightning.tasks.results import (
     read_node_probability,
     read_record,
     record_of_any,
-    write_results,
 )
 from grace_lightning.tasks.suggest import doubt, suggest
+from grace_lightning.tasks.together import MOST_AT_ONCE, Looked, Result, together, write_found
 
-T = TypeVar("T")
 
-
-@dataclass
-class Part:
+class Part(NamedTuple):
     """How far a process has come with its share of the images."""
 
     failures: dict[str, str]  # what is wrong, by name
-    pixel_sizes: dict[str, float | None]  # Angstrom, of images that are done, by name
-    closed: int  # filaments without ends
+    done: dict[str, Result]
 
 
 def predict(cfg: DictConfig) -> None:
@@ -123,35 +120,31 @@ def predict(cfg: DictConfig) -> None:
     if wanted:
         fabric.launch()
     predictor = predictor.to(fabric.device)
-    part = Part(failures, {}, 0)
+    part = Part(failures, {})
+    write = partial(write_found, out_dir, export, predictor.linker, predictor.scale, predictor.polarity)
 
-    def read(source: io.Source) -> tuple[Micrograph, Prepared, Config]:
-        return *_read(source, predictor, detector, frame, config["pixel_size"], reading), _record(settings, source)
-
-    def find(name: str, coming: Future[tuple[Micrograph, Prepared, Config]]) -> None:
-        micrograph, prepared, record = coming.result()
+    def look(source: io.Source) -> Looked:
+        micrograph, prepared = _read(source, predictor, detector, frame, config["pixel_size"], reading)
         with fabric.autocast():
-            findings = predictor.find(prepared)
-        looks: Config = {"scale": predictor.scale, "polarity": predictor.polarity}
-        write_results(out_dir, micrograph, findings, export, record=record, **looks)
-        part.pixel_sizes[name] = micrograph.pixel_size
-        part.closed += sum(filament.closed for filament in findings.filaments)
+            said = predictor.probabilities(prepared.data)
+        return Looked(micrograph, prepared._replace(data=[]), said, _record(settings, source))
+
+    def note(name: str, coming: Future[None]) -> None:
+        coming.result()
         if fabric.is_global_zero:
             joined.show_now_and_then()
 
     mine = wanted[fabric.global_rank :: fabric.world_size]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))  # the next image is read by as many
     if wanted:
         fabric.barrier()  # a process that is not there yet would miss a signal
-    found, stopped = each_image(
-        _read_ahead(mine, read), len(mine), find, doing="predicting", first=fabric.is_global_zero
-    )
-    torch.set_num_threads(threads)
+    cores = max(1, torch.get_num_threads() // fabric.world_size)
+    at_once = min(config["num_workers"] or min(cores, MOST_AT_ONCE), len(mine)) or 1
+    with closing(together(mine, look, write, part.done, at_once)) as going:
+        failed, stopped = each_image(going, len(mine), note, doing="predicting", first=fabric.is_global_zero)
+    part.failures.update(failed)
     if stopped and fabric.is_global_zero:
         for process in getattr(fabric.strategy.launcher, "procs", []):
             process.send_signal(stopped.signal)
-    part.failures |= found
     parts = [part] * fabric.world_size
     if fabric.world_size > 1 and wanted:
         distributed.all_gather_object(parts, part)
@@ -159,8 +152,7 @@ def predict(cfg: DictConfig) -> None:
         return
     whole = Part(
         failures={name: message for part in parts for name, message in part.failures.items()},
-        pixel_sizes={name: size for part in parts for name, size in part.pixel_sizes.items()},
-        closed=sum(part.closed for part in parts),
+        done={name: result for part in parts for name, result in part.done.items()},
     )
     try:
         filaments = joined.join()
@@ -173,8 +165,8 @@ def predict(cfg: DictConfig) -> None:
             told += f"\n{io.COUNTED_FROM_BOTTOM}"
         print(told)
         if config["suggest"]:
-            _suggest(out_dir, sorted(skipped | whole.pixel_sizes.keys()), config["suggest"])
-    _warn_of_pixel_sizes(config, predictor, whole.pixel_sizes)
+            _suggest(out_dir, sorted(skipped | whole.done.keys()), config["suggest"])
+    _warn_of_pixel_sizes(config, predictor, {name: result.pixel_size for name, result in whole.done.items()})
     exit_if_failed("grace-predict", whole.failures, stopped)
 
 
@@ -182,7 +174,8 @@ def _what_became(
     config: Config, names: set[str], skipped: set[str], whole: Part, filaments: Mapping[str, int], *, networks: int
 ) -> str:
     """Return what became of the images of these ``names``; ``filaments`` is the number in each image of the folder."""
-    done, sizes = skipped | whole.pixel_sizes.keys(), {size for size in whole.pixel_sizes.values() if size is not None}
+    done, closed = skipped | whole.done.keys(), sum(result.closed for result in whole.done.values())
+    sizes = {result.pixel_size for result in whole.done.values() if result.pixel_size is not None}
     left, others = len(names) - len(done) - len(whole.failures), len(filaments.keys() - names)
     number = sum(filaments.get(name, 0) for name in done)
     told = f"{counted(len(done), 'image')}, {counted(number, 'filament')} in {short(Path(config['out_dir']))}"
@@ -191,7 +184,7 @@ def _what_became(
         told += f", pixel size {min(sizes):.4g}" + (f" to {max(sizes):.4g}" if len(sizes) > 1 else "")
         told += " Angstrom by " + ("the MRC headers" if config["pixel_size"] is None else "the key pixel_size")
     told += f" ({len(skipped)} done before, overwrite=true does them anew)" if skipped else ""
-    told += f"; {whole.closed} closed ones have no ends for .box" if whole.closed and config["export"]["box"] else ""
+    told += f"; {closed} closed ones have no ends for .box" if closed and config["export"]["box"] else ""
     told += f"; {len(whole.failures)} of {counted(len(names), 'image')} failed" if whole.failures else ""
     told += f"; {left} left to do" if left else ""
     return told + (f"; {SUMMARY} has {counted(others, 'other image')}, too" if others else "")
@@ -273,7 +266,7 @@ def _check(config: Config) -> None:
     kinds: Config = {"image_dir": str | None, "detections_dir": str | None, "out_dir": str, "overwrite": bool}
     kinds |= {"frame": int | Literal["mean"] | None, "pixel_size": float | None}
     kinds |= {"detections_format": io.DetectionsFormat | None, "suggest": int | None}
-    kinds |= {"shard": int | None, "num_shards": int, "join": bool}
+    kinds |= {"num_workers": int | None, "shard": int | None, "num_shards": int, "join": bool}
     for key, expected in kinds.items():
         check_value(config[key], expected, key)
     if config["join"]:
@@ -283,6 +276,8 @@ def _check(config: Config) -> None:
     if count < 1 or not 0 <= (count if shard is None and count > 1 else shard or 0) < count:
         found = f"shard: {shard}, num_shards: {count}, expected a part from 0 to num_shards - 1"
         raise InputError(f"{found}; with -m, 'shard=range(0,{max(count, 1)})' does all of them")
+    if config["num_workers"] is not None and config["num_workers"] < 1:
+        raise InputError(f"num_workers: {config['num_workers']}, expected a number of images, 1 or more")
     if config["suggest"] is not None and config["suggest"] < 1:
         raise InputError(f"suggest: {config['suggest']}, expected a number of images, 1 or more")
     if config["pixel_size"] is not None and not 0.01 <= config["pixel_size"] <= 1e9:
@@ -395,15 +390,3 @@ def _read(
     flipped = reading.tiff_origin == "bottom" and io.is_tiff(source.image)
     known = pixel_size, os.path.abspath(source.image), flipped
     return Micrograph(source.name, source.image.name, size, figures.thumbnail(image), *known), prepared
-
-
-def _read_ahead(sources: Sequence[io.Source], read: Callable[[io.Source], T]) -> Iterator[tuple[str, Future[T]]]:
-    """Read the next image in a thread while the network, the linker and the disk are busy with one.
-
-    A process would have to send 64 MB per micrograph.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        coming = [thread.submit(read, source) for source in sources[:1]]
-        for k, source in enumerate(sources):
-            coming += [thread.submit(read, following) for following in sources[k + 1 : k + 2]]
-            yield source.name, coming.pop(0)
