@@ -24,6 +24,7 @@ from grace_lightning.errors import InputError, InputWarning
 from grace_lightning.flatten import magnified
 from grace_lightning.graph import Graph
 from grace_lightning.io import Source, write_grace
+from grace_lightning.memory import Memory
 from grace_lightning.splits import Dealt, cut_in_two, dealt_before, split_names
 
 
@@ -86,6 +87,22 @@ class TestDataset:
         views, again, others = (drawn(views=2, seed=run) for run in (0, 0, 1))
         assert views == again != others
         assert len(set(views)) == 2
+
+    @pytest.mark.parametrize(("gib", "times"), [(1, 2), (0, 20)])
+    def test_views_are_kept_as_long_as_there_is_room(self, gib, times):
+        calls = []
+
+        def read(source):
+            calls.append(source)
+            return random_sample()
+
+        data = GraceDataset([Source("a", "a")], read, SHIFT, views=2, memory=Memory(gib))
+        graphs = [data[Pick(0, seed, counts=seed != 19)] for seed in range(20)]
+        assert len(calls) == times
+        assert [graph.num_counted for graph in graphs] == [1] * 19 + [0]
+        again = data[Pick(0, 19)]
+        assert again.seeds == graphs[-1].seeds
+        assert 1 in again.label("node")  # what does not count once does another time
 
     def test_an_image_that_does_not_count_has_no_labels(self):
         data = dataset()

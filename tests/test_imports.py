@@ -24,7 +24,19 @@ ORDER = [
         "io",
     ),
     *("simulate", "ridges", "estimate", "scenes", "splits"),
-    *("augment", "data", "features", "models", "link", "metrics", "figures", "module", "checkpoint", "predictor"),
+    *(
+        "augment",
+        "memory",
+        "data",
+        "features",
+        "models",
+        "link",
+        "metrics",
+        "figures",
+        "module",
+        "checkpoint",
+        "predictor",
+    ),
     *("sweeps", "callbacks", "dashboards", "tasks", "gui", "cli"),
 ]
 

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from itertools import accumulate, tee
 from math import inf
@@ -36,6 +37,7 @@ from grace_lightning.graph import (
 )
 from grace_lightning.io import Source, find_sources, pixel_size, read_sample
 from grace_lightning.io.grace import METADATA
+from grace_lightning.memory import Memory
 from grace_lightning.raster import values_at
 from grace_lightning.ridges import Polarity
 from grace_lightning.splits import Dealt, cut_in_two, deal
@@ -219,7 +221,7 @@ class GraceDataset(Dataset[GraphData]):
     """Annotated images with their graphs; ``read`` returns the sample of a source as the network sees it.
 
     Augmentation is drawn anew at every access, or with ``views`` is one of so many fixed ones of each image (by
-    ``seed``), so that a frozen network sees each but once. ``hops`` are of :func:`graph_data`.
+    ``seed``), which are kept in a ``memory``. ``hops`` are of :func:`graph_data`.
     """
 
     def __init__(
@@ -229,11 +231,13 @@ class GraceDataset(Dataset[GraphData]):
         augment: Augmentation | None = None,
         *,
         views: int | None = None,
+        memory: Memory | None = None,
         seed: int = 0,
         **hops: Any,
     ) -> None:
         self.sources, self.read = sources, read
         self.augment, self.views, self.seed = augment, views, seed
+        self.memory = memory or Memory(0)
         self.as_data: Callable[..., GraphData] = partial(graph_data, **hops)
 
     def __len__(self) -> int:
@@ -248,20 +252,27 @@ class GraceDataset(Dataset[GraphData]):
         return self.as_data(self.sample(index))
 
     def __getitem__(self, pick: Pick) -> GraphData:
-        sample, seed = self.sample(pick.image), pick.seed
-        if self.views:
+        seed = pick.seed
+        if self.views and self.augment:
             with drawing_by(seed):
-                seed = seed_of(self.seed, sample.name, int(torch.randint(self.views, ())))
-        if self.augment:
-            with drawing_by(seed):
-                sample = self.augment.sample(sample)
-        data = self.as_data(sample, seed=seed)
+                seed = seed_of(self.seed, self.sources[pick.image].name, int(torch.randint(self.views, ())))
+            made = partial(self._augmented, pick.image, seed)
+            data = copy(self.memory.get(("view", seed), made, lambda view: view.to_dict().values()))
+        else:
+            data = self._augmented(pick.image, seed)
         if not pick.counts:
             data.counted = (0,)
             data.node_label = torch.full_like(data.node_label, Label.UNKNOWN)
             data.edge_label = torch.full_like(data.edge_label, Label.UNKNOWN)
             data.node_type = torch.zeros_like(data.node_type)
         return data
+
+    def _augmented(self, index: int, seed: int) -> GraphData:
+        sample = self.sample(index)
+        if self.augment:
+            with drawing_by(seed):
+                sample = self.augment.sample(sample)
+        return self.as_data(sample, seed=seed)
 
 
 class GraceDataModule(pl.LightningDataModule):
@@ -355,8 +366,7 @@ class GraceDataModule(pl.LightningDataModule):
         self.num_classes = num_classes
         self.hops: dict[str, Any] = {"num_hops": num_hops, "connection": connection}
         self.simulation = simulation
-        self.kept: dict[tuple[Source, str], Sample] = {}
-        self.room = cache_gib * 2**30
+        self.memory = Memory(cache_gib)
         self.sources: dict[str, list[Source]] = {}
         self.cut: set[Source] = set()
         """Images of which a part is for training, a part for validation, see :func:`.cut_in_two`."""
@@ -436,13 +446,21 @@ class GraceDataModule(pl.LightningDataModule):
         """Return the images of ``train``, ``valid`` or ``infer``."""
         augment = self.augment if augmented else None
         read = partial(self._read, name)
-        return GraceDataset(self.sources[name], read, augment, views=self.views, seed=self.seed, **self.hops)
+        views: dict[str, Any] = {"views": self.views, "memory": self.memory, "seed": self.seed}
+        return GraceDataset(self.sources[name], read, augment, **views, **self.hops)
 
     def _read(self, name: str, source: Source) -> Sample:
         """Return a sample of a set as the network sees it, and keep it as long as there is room."""
-        key = source, name if source in self.cut else ""
-        if key in self.kept:
-            return self.kept[key]
+
+        def parts(sample: Sample) -> tuple[Any, ...]:
+            return sample.image, sample.annotation, *vars(sample.graph).values()
+
+        return self.memory.get(self._key(name, source), partial(self._seen, name, source), parts)
+
+    def _key(self, name: str, source: Source) -> tuple[Source, str]:
+        return source, name if source in self.cut else ""
+
+    def _seen(self, name: str, source: Source) -> Sample:
         sample = self.read_files(source)
         if source not in self.digests:
             self.digests[source] = _digest(sample)
@@ -457,16 +475,11 @@ class GraceDataModule(pl.LightningDataModule):
         sample = as_seen(sample.replace(annotation=annotation), self.sigma, factor, polarity)
         if source in self.cut:
             sample = cut_in_two(sample)[name]
-        tensors = [sample.image, sample.annotation, *vars(sample.graph).values()]
-        size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-        if size <= self.room:
-            self.room -= size
-            self.kept[key] = sample
         return sample
 
     def read_again(self, name: str) -> int:
         """Return how many images of a set, all of which were read, did not fit into ``cache_gib``."""
-        return sum((source, name if source in self.cut else "") not in self.kept for source in self.sources[name])
+        return sum(self._key(name, source) not in self.memory.kept for source in self.sources[name])
 
     def _of_filaments(self, source: Source, sample: Sample) -> tuple[float | None, Polarity | None]:
         """Return how wide filaments are in an image, pixels, and what they are."""

@@ -24,7 +24,7 @@ class Features(nn.Module):
     lengths : further ones by their key in the configuration, filament widths, to be checked
     """
 
-    frozen = False  # whether they take so long that they are kept, and augmentation draws from a few fixed views
+    frozen = False  # whether nothing in them is trained: augmentation draws from a few fixed views, which are kept
     edge_features = GEOMETRY_FEATURES
 
     def __init__(

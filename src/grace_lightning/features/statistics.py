@@ -16,6 +16,8 @@ class Statistics(Features):
     ``patch`` is the side of the patch in filament widths; see :class:`.Features` for the other keys.
     """
 
+    frozen = True
+
     def __init__(
         self, scale: float = 20.0, patch: float = 0.8, flatten: float | None = 2.0, laplacian: bool = False
     ) -> None:

@@ -197,7 +197,7 @@ def _draw_image(
     }.items():
         while f"{name}{what}" in others:
             what = f"_{what}"
-        picture.savefig(folder / f"{name}{what}.png")
+        picture.savefig(folder / f"{name}{what}.png", pil_kwargs=figures.PNG)
 
 
 def _draw_set(images: Sequence[Image], folder: Path) -> None:
@@ -212,7 +212,7 @@ def _draw_set(images: Sequence[Image], folder: Path) -> None:
         "reliability": figures.reliability_diagram(outcomes),
         "iou": figures.iou_histogram(_paired(images), title="all images"),
     }.items():
-        picture.savefig(folder / f"{name}.png")
+        picture.savefig(folder / f"{name}.png", pil_kwargs=figures.PNG)
 
 
 def _paired(images: Sequence[Image]) -> dict[str, np.ndarray]:
