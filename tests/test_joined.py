@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import starfile
 from conftest import NAMES
 from test_runs import forked
 
+from grace_lightning import io
 from grace_lightning.measure import LAGS
 from grace_lightning.tasks import joined, together
 from grace_lightning.tasks.joined import Joined
@@ -109,6 +112,31 @@ def test_several_at_once_make_what_one_makes(found, several):
     expected, made = files(found), files(Path("together"))
     assert made.keys() == expected.keys()
     assert {name for name, content in made.items() if content != expected[name]} == NAME_THEIR_FOLDER
+
+
+def test_large_images_are_fewer_at_once():
+    sources = [io.Source(f"{k}", Path(f"{k}.mrc")) for k in range(12)]
+    running, most, all_there = set(), [], threading.Barrier(12)
+
+    def look(source):
+        running.add(source)
+        most.append(len(running))
+        time.sleep(0.01)
+        return source
+
+    def write(source):
+        running.discard(source)
+        return together.Result(None, 10, 0)
+
+    done = {}
+    assert len(list(together.together(sources, look, write, done, 12, most_pixels=30))) == len(done) == 12
+    assert 1 <= max(most) <= 3
+
+    def wait(source):
+        all_there.wait(timeout=60)
+        return source
+
+    assert len(list(together.together(sources, wait, write, {}, 12, most_pixels=None))) == 12
 
 
 def test_if_the_processes_that_write_are_killed_the_rest_is_done_without(several, monkeypatch):

@@ -56,7 +56,7 @@ from grace_lightning.tasks.results import (
     record_of_any,
 )
 from grace_lightning.tasks.suggest import doubt, suggest
-from grace_lightning.tasks.together import MOST_AT_ONCE, Looked, Result, together, write_found
+from grace_lightning.tasks.together import MOST_AT_ONCE, MOST_PIXELS, Looked, Result, together, write_found
 
 
 class Part(NamedTuple):
@@ -129,7 +129,7 @@ def predict(cfg: DictConfig) -> None:
             said = predictor.probabilities(prepared.data)
         return Looked(micrograph, prepared._replace(data=[]), said, _record(settings, source))
 
-    def note(name: str, coming: Future[None]) -> None:
+    def note(name: str, coming: Future[Result]) -> None:
         coming.result()
         if fabric.is_global_zero:
             joined.show_now_and_then()
@@ -139,7 +139,8 @@ def predict(cfg: DictConfig) -> None:
         fabric.barrier()  # a process that is not there yet would miss a signal
     cores = max(1, torch.get_num_threads() // fabric.world_size)
     at_once = min(config["num_workers"] or min(cores, MOST_AT_ONCE), len(mine)) or 1
-    with closing(together(mine, look, write, part.done, at_once)) as going:
+    most_pixels = None if config["num_workers"] else MOST_PIXELS
+    with closing(together(mine, look, write, part.done, at_once, most_pixels)) as going:
         failed, stopped = each_image(going, len(mine), note, doing="predicting", first=fabric.is_global_zero)
     part.failures.update(failed)
     if stopped and fabric.is_global_zero:

@@ -1,5 +1,6 @@
 """Several images of ``grace-predict`` in work at once."""
 
+import math
 import os
 import pickle
 import signal
@@ -27,7 +28,8 @@ from grace_lightning.stopping import handle
 from grace_lightning.tasks.common import Config
 from grace_lightning.tasks.results import Export, Micrograph, write_results
 
-MOST_AT_ONCE = 16  # images; each takes memory, and one process cannot keep more cores busy
+MOST_AT_ONCE = 16  # images; one process cannot keep more cores busy
+MOST_PIXELS = 2**28  # of the images that are in work at once; 10 GiB
 MANY = 100  # images; fewer are done before further processes have started
 
 
@@ -44,6 +46,7 @@ class Result(NamedTuple):
     """What is told of an image that is done."""
 
     pixel_size: float | None  # Angstrom
+    pixels: int
     closed: int  # filaments without ends
 
 
@@ -53,7 +56,8 @@ def write_found(
     """Link what was seen in an image and write its results; see :func:`.write_results`."""
     findings = found(seen.prepared, seen.said, linker, scale)
     write_results(out_dir, seen.micrograph, findings, export, scale=scale, polarity=polarity, record=seen.record)
-    return Result(seen.micrograph.pixel_size, sum(filament.closed for filament in findings.filaments))
+    closed = sum(filament.closed for filament in findings.filaments)
+    return Result(seen.micrograph.pixel_size, math.prod(seen.micrograph.size), closed)
 
 
 def together(
@@ -62,8 +66,11 @@ def together(
     write: Callable[[Looked], Result],
     done: dict[str, Result],
     at_once: int,
-) -> Generator[tuple[str, Future[None]]]:
+    most_pixels: int | None = MOST_PIXELS,
+) -> Generator[tuple[str, Future[Result]]]:
     """Look at so many images ``at_once``, and write what is seen; the result is put into ``done`` by the image's name.
+
+    Large images are fewer, so that they have ``most_pixels`` together, and two until the first is done.
 
     Threads do that. In linking, drawing and writing, they make each other wait: if there are :data:`MANY` images,
     further processes do that as soon as they have started. If this is closed, images that were begun are done to the
@@ -75,24 +82,28 @@ def together(
     with processes or nullcontext(), ThreadPoolExecutor(at_once + 1) as threads:
         started = threads.submit(processes.submit, os.getpid) if processes else None
 
-        def work(source: io.Source) -> None:
+        def work(source: io.Source) -> Result:
             seen = look(source)
             try:
                 ready = started and started.done() and not started.exception()
-                done[source.name] = _elsewhere(processes, write, seen) if processes and ready else write(seen)
+                result = _elsewhere(processes, write, seen) if processes and ready else write(seen)
             except BrokenProcessPool:  # the system has ended one, perhaps for lack of memory: do with fewer
-                done[source.name] = write(seen)
+                result = write(seen)
+            done[source.name] = result
+            return result
 
-        def begin(count: int) -> dict[Future[None], str]:
+        def begin(count: int) -> dict[Future[Result], str]:
             return {threads.submit(work, source): source.name for source in islice(left, count)}
 
-        going = begin(at_once)
         try:
+            going, largest = begin(at_once if most_pixels is None else min(at_once, 2)), 0
             while going:
-                ended = wait(going, return_when=FIRST_COMPLETED).done
-                for one in ended:
-                    yield going.pop(one), one
-                going |= begin(len(ended))
+                for ended in wait(going, return_when=FIRST_COMPLETED).done:
+                    if not ended.exception():
+                        largest = max(largest, ended.result().pixels)
+                    yield going.pop(ended), ended
+                fit = at_once if most_pixels is None else max(1, most_pixels // largest) if largest else 2
+                going |= begin(max(0, min(at_once, fit) - len(going)))
         finally:
             torch.set_num_threads(num_threads)
 
