@@ -83,7 +83,8 @@ def two(folder):
 @pytest.fixture(scope="module")
 def jobs(folder):
     """Runs of one process, with twice the batch, and of two that something else than Lightning has started."""
-    given = ["predict", "checkpoint=one/model/best.ckpt"]
+    # After two epochs the network is sure of nothing.
+    given = ["predict", "checkpoint=one/model/best.ckpt", "link=components", "link.threshold=0.1"]
     undrawn = ["callbacks.figures=null", "callbacks.projector=null"]
     return forked(
         folder,
