@@ -29,7 +29,7 @@ from grace_lightning.tasks.common import Config
 from grace_lightning.tasks.results import Export, Micrograph, write_results
 
 MOST_AT_ONCE = 16  # images; one process cannot keep more cores busy
-MOST_PIXELS = 2**28  # of the images that are in work at once; 10 GiB
+MOST_PIXELS = 2**28  # of the images that are in work at once: of 4096 x 4096 pixels, 16
 MANY = 100  # images; fewer are done before further processes have started
 
 
