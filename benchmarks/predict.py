@@ -132,15 +132,15 @@ def main() -> None:
         every = command(checkpoint, folder / "all", folder / "out_all", keys)
     rows = {part: sum(each[part] for each in times) / args.images for part in times[0]}
     in_sum = [seconds for part, seconds in rows.items() if part != ESTIMATE]
-    command_alone = (every - one) / (args.images * args.copies - 1)
-    rows |= {"one after the other": sum(in_sum), "grace-predict": command_alone}
+    per_image = (every - one) / (args.images * args.copies - 1)
+    rows |= {"one after the other": sum(in_sum), "grace-predict": per_image}
     points = "alone" if args.alone else f"with {args.detections} detections"
     title = f"seconds per image of {args.size} x {args.size} pixels {points}"
     table = Table("", "wall", "CPU", title=f"{title}; {torch.get_num_threads()} threads")
     for part, seconds in rows.items():
         table.add_row(part, *(f"{value:.2f}" for value in seconds))
     Console().print(table)
-    print(f"{1 / command_alone[0]:.2f} images a second")
+    print(f"{1 / per_image[0]:.2f} images a second")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"memory at most {peak:.2f} GiB")
 

@@ -246,11 +246,11 @@ class Predictor(nn.Module):
 
     def find(self, prepared: Prepared) -> Findings:
         """Find the filaments of a prepared micrograph."""
-        return found(prepared, self.probabilities(prepared.data), self.linker, self.scale)
+        return findings_of(prepared, self.probabilities(prepared.data), self.linker, self.scale)
 
 
-def found(prepared: Prepared, said: Probabilities, linker: Linker, scale: float) -> Findings:
-    """Return what networks ``said`` of a prepared micrograph's nodes and edges, and the filaments that makes.
+def findings_of(prepared: Prepared, said: Probabilities, linker: Linker, scale: float) -> Findings:
+    """Return what networks ``said`` of a prepared micrograph's nodes (N,) and edges (E,), and the filaments of it.
 
     ``scale`` is the width of a filament, pixels. The :attr:`Prepared.data` are not needed any more.
     """

@@ -63,7 +63,7 @@ class Part(NamedTuple):
     """How far a process has come with its share of the images."""
 
     failures: dict[str, str]  # what is wrong, by name
-    done: dict[str, Result]
+    done: dict[str, Result]  # by name
 
 
 def predict(cfg: DictConfig) -> None:

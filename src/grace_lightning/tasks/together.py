@@ -22,7 +22,7 @@ import torch
 from grace_lightning import io
 from grace_lightning.errors import InputWarning
 from grace_lightning.link import Linker
-from grace_lightning.predictor import Prepared, Probabilities, found
+from grace_lightning.predictor import Prepared, Probabilities, findings_of
 from grace_lightning.ridges import Polarity
 from grace_lightning.stopping import handle
 from grace_lightning.tasks.common import Config
@@ -54,7 +54,7 @@ def write_found(
     out_dir: Path, export: Export, linker: Linker, scale: float, polarity: Polarity | None, seen: Looked
 ) -> Result:
     """Link what was seen in an image and write its results; see :func:`.write_results`."""
-    findings = found(seen.prepared, seen.said, linker, scale)
+    findings = findings_of(seen.prepared, seen.said, linker, scale)
     write_results(out_dir, seen.micrograph, findings, export, scale=scale, polarity=polarity, record=seen.record)
     closed = sum(filament.closed for filament in findings.filaments)
     return Result(seen.micrograph.pixel_size, math.prod(seen.micrograph.size), closed)

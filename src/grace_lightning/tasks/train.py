@@ -255,7 +255,7 @@ def _read_all(datamodule: GraceDataModule, name: str, console: Console) -> Itera
     console.print(f"{name}  {', '.join(counts)}", highlight=False)
     if name != "infer" and (again := datamodule.read_again(name)):
         told = f"{again} of them are read again in every epoch, as data.cache_gib is full"
-        console.print(f"{told}; set it higher, or data.num_workers=2 to read ahead", highlight=False)
+        console.print(f"{told}; set it higher, or data.num_workers=1 to read ahead", highlight=False)
 
 
 def describe_size(module: GraceModule) -> str:
